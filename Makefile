@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# molecule and ansible-lint start ansible by name, so the venv comes first.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Named, because ansible ignores the file in a directory that others may write to.
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export LC_ALL := C.UTF-8
+export PYTHONUNBUFFERED := 1
+
+# More arguments for ansible-playbook and pytest, the scenario of `make molecule`, and how much longer `make soak` loops.
+ARGS ?=
+SCENARIO ?= default
+SOAK ?= 20
+
+COLLECTION := build/collections/ansible_collections/iovlab/storage
+TYPED := $(COLLECTION)/plugins roles/vportd/files/vportd tests
+SOURCES = git ls-files -z --cached --others --exclude-standard
+
+.PHONY: help
+help: ## List the targets
+	@echo 'iovlab.storage; targets of make:'
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
+	@echo "More arguments go in ARGS, as in: make migrate ARGS='-e key=value'"
+
+.PHONY: setup
+setup: ## Install what is missing: Debian packages, .venv, collection link
+	@tools/setup
+
+.PHONY: demo
+demo: setup ## Build a lab, provision it and migrate a VM live, in one go
+	ansible-playbook playbooks/demo.yml $(ARGS)
+
+.PHONY: demo-down
+demo-down: setup ## Take the demo's lab down
+	ansible-playbook playbooks/lab_down.yml $(ARGS)
+
+.PHONY: lab-up
+lab-up: setup ## Boot the lab's hypervisor VMs
+	ansible-playbook playbooks/lab_up.yml $(ARGS)
+
+.PHONY: lab-down
+lab-down: setup ## Take the lab down
+	ansible-playbook playbooks/lab_down.yml $(ARGS)
+
+.PHONY: provision
+provision: setup ## VFs, vdisks, mapping, vports and tenant VMs from the inventory
+	ansible-playbook playbooks/provision.yml $(ARGS)
+
+.PHONY: migrate
+migrate: setup ## Migrate a tenant VM live between hypervisors
+	ansible-playbook playbooks/migrate.yml $(ARGS)
+
+.PHONY: test
+test: ## Everything CI runs: setup, lint, unit, molecule
+	@tools/stages setup lint unit molecule
+
+.PHONY: lint
+lint: setup ## Check code, types, YAML, roles and shell scripts
+	ruff check
+	mypy $(TYPED)
+	yamllint --strict .
+	ansible-lint --strict
+	$(SOURCES) | xargs -0 awk 'FNR == 1 && /^#!.*[\/ ](ba)?sh$$/ { print FILENAME } { nextfile }' | xargs -r shellcheck
+
+.PHONY: unit
+unit: setup ## Run the unit tests
+	pytest $(ARGS)
+
+.PHONY: molecule
+molecule: setup ## Run one Molecule scenario (SCENARIO=default)
+	@test -f molecule/$(SCENARIO)/molecule.yml || { echo 'molecule/$(SCENARIO)/molecule.yml is missing; see ls molecule/' >&2; exit 1; }
+	molecule test -s $(SCENARIO)
+
+.PHONY: soak
+soak: setup ## Run the unit tests with longer loops (SOAK=20 times)
+	IOVLAB_SOAK=$(SOAK) pytest $(ARGS)
+
+.PHONY: clean
+clean: ## Remove .venv, caches and logs (a lab is removed by lab-down)
+	rm -rf .venv .ansible .hypothesis build/collections build/log build/*_cache build/hypothesis
+	find . -name __pycache__ -type d -not -path './build/*' -prune -exec rm -rf {} +
