@@ -63,7 +63,7 @@ lint: setup ## Check code, types, YAML, roles and shell scripts
 	ruff check
 	mypy $(TYPED)
 	yamllint --strict .
-	ansible-lint --strict
+	ansible-lint --strict --nocolor
 	$(SOURCES) | xargs -0 awk 'FNR == 1 && /^#!.*[\/ ](ba)?sh$$/ { print FILENAME } { nextfile }' | xargs -r shellcheck
 
 .PHONY: unit
