@@ -8,6 +8,8 @@ MAKEFLAGS += --no-print-directory
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Named, because ansible ignores the file in a directory that others may write to.
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# Molecule writes an ansible.cfg of its own; what is tested must be this checkout all the same.
+export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/build/collections
 export LC_ALL := C.UTF-8
 export PYTHONUNBUFFERED := 1
 
@@ -63,7 +65,7 @@ lint: setup ## Check code, types, YAML, roles and shell scripts
 	ruff check
 	mypy $(TYPED)
 	yamllint --strict .
-	ansible-lint --strict --nocolor
+	ANSIBLE_HOME=$(CURDIR)/build/ansible ansible-lint --strict --nocolor
 	$(SOURCES) | xargs -0 awk 'FNR == 1 && /^#!.*[\/ ](ba)?sh$$/ { print FILENAME } { nextfile }' | xargs -r shellcheck
 
 .PHONY: unit
@@ -73,7 +75,7 @@ unit: setup ## Run the unit tests
 .PHONY: molecule
 molecule: setup ## Run one Molecule scenario (SCENARIO=default)
 	@test -f molecule/$(SCENARIO)/molecule.yml || { echo 'molecule/$(SCENARIO)/molecule.yml is missing; see ls molecule/' >&2; exit 1; }
-	molecule test -s $(SCENARIO)
+	molecule test --no-command-borders -s $(SCENARIO)
 
 .PHONY: soak
 soak: setup ## Run the unit tests with longer loops (SOAK=20 times)
@@ -81,5 +83,5 @@ soak: setup ## Run the unit tests with longer loops (SOAK=20 times)
 
 .PHONY: clean
 clean: ## Remove .venv, caches and logs (a lab is removed by lab-down)
-	rm -rf .venv .ansible .hypothesis build/collections build/log build/*_cache build/hypothesis
+	rm -rf .venv .ansible .hypothesis build/collections build/log build/ansible build/*_cache build/hypothesis
 	find . -name __pycache__ -type d -not -path './build/*' -prune -exec rm -rf {} +
