@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Options that several modules share. Private to the collection."""
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    # vportd's socket
+    RPC = r"""
+options:
+  rpc_socket:
+    description:
+      - The socket on which C(vportd) answers on this host.
+    type: path
+    default: /run/vportd/rpc.sock
+"""
+
+    # Where a pool is
+    STORAGE = r"""
+options:
+  adapter:
+    description:
+      - PCI address of the PF of the adapter that shows the pool's namespace.
+      - The device is always looked up through the PF, since the same physical volume also shows through every VF.
+    type: str
+    required: true
+  nsid:
+    description:
+      - Namespace ID of the pool's storage on the adapter.
+    type: int
+    default: 1
+"""

@@ -1,0 +1,461 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pools and vdisks on LVM.
+
+A pool is a volume group on one namespace, a vdisk a linear logical volume in it that is never activated: LVM keeps the first mapping
+(vdisk -> extents) and nothing else. Every LVM command is told the one device to look at, because the same physical volume shows
+through the PF and through each VF, and is run with activation off, so that no command can hand a vdisk to device-mapper.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import _zero
+from ._errors import CommandFailed, Refused, StepFailed
+from ._host import Host
+from ._plan import Plan, Step, carry_out
+from ._units import format_size
+
+Extent = tuple[int, int, int]
+"""(start in the vdisk, physical offset on the namespace, length), all in bytes"""
+
+LVM_TIMEOUT = 60.0
+WIPED_TAG = "iovlab.wiped="
+_CONFIG = 'global{activation=0} devices{filter=["a|.*|"] global_filter=["a|.*|"]}'
+
+
+@dataclass(frozen=True, slots=True)
+class Vdisk:
+    """``wiped``: bytes from the start that hold no former owner's data; None = not made by this collection."""
+
+    name: str
+    size: int
+    wiped: int | None
+    extents: tuple[Extent, ...]
+    active_as: str | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.wiped is not None and self.wiped >= self.size and bool(self.extents)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    name: str
+    device: str
+    extent_size: int
+    size: int
+    free: int
+    autoactivation: bool
+    vdisks: tuple[Vdisk, ...]
+
+    def vdisk(self, name: str) -> Vdisk | None:
+        return next((vdisk for vdisk in self.vdisks if vdisk.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A namespace and what is on it: the pool, or signatures of something else."""
+
+    device: str
+    size: int
+    pool: Pool | None
+    signatures: tuple[str, ...] = ()
+
+
+class Lvm:
+    """LVM's commands on one device."""
+
+    def __init__(self, host: Host, device: str) -> None:
+        self._host = host
+        self.device = device
+
+    def run(self, program: str, *arguments: str) -> str:
+        return self._host.output([program, "--devices", self.device, "--config", _CONFIG, *arguments], LVM_TIMEOUT)
+
+    def report(self, program: str, kind: str, fields: Sequence[str], *arguments: str) -> list[dict[str, str]]:
+        """Rows of a report, sizes in bytes."""
+        out = self.run(
+            program, *arguments, "--reportformat", "json", "--units", "b", "--nosuffix", "-o", ",".join(fields)
+        )
+        try:
+            rows: list[dict[str, str]] = [row for report in json.loads(out)["report"] for row in report.get(kind, [])]
+        except (ValueError, KeyError, TypeError) as exc:
+            raise CommandFailed(
+                f"{program} on {self.device} gave no report that can be read ({exc}); check {program} by hand"
+            ) from exc
+        return rows
+
+
+def read_storage(host: Host, device: str, size: int, readonly: bool = False) -> Storage:
+    """What is on ``device``; ``readonly`` takes no lock and works on a hypervisor that does not manage the pool."""
+    lvm = Lvm(host, device)
+    mode = ("--readonly",) if readonly else ()
+    fields: tuple[str, ...] = (
+        "pv_name",
+        "pe_start",
+        "vg_name",
+        "vg_uuid",
+        "vg_extent_size",
+        "vg_size",
+        "vg_free",
+        "pv_count",
+        "vg_autoactivation",
+    )
+    rows = [row for row in lvm.report("pvs", "pv", fields, *mode) if row["vg_name"]]
+    if not rows:
+        return Storage(device, size, None, () if readonly else _signatures(host, device))
+    group = rows[0]
+    if group["pv_count"] != "1":
+        raise Refused(
+            f"volume group {group['vg_name']} on {device} spans {group['pv_count']} devices; a pool is on one "
+            "namespace only, choose another"
+        )
+    extent_size, start = int(group["vg_extent_size"]), int(group["pe_start"])
+    fields = ("lv_name", "lv_uuid", "lv_size", "lv_tags", "segtype", "seg_start", "seg_size", "seg_pe_ranges")
+    segments = lvm.report("lvs", "seg", fields, *mode, "--segments", group["vg_name"])
+    mapped = _device_mapper(host)
+    vdisks = []
+    for name in dict.fromkeys(row["lv_name"] for row in segments):
+        own = [row for row in segments if row["lv_name"] == name]
+        uuid = "LVM-" + (group["vg_uuid"] + own[0]["lv_uuid"]).replace("-", "")
+        vdisks.append(
+            Vdisk(
+                name=name,
+                size=int(own[0]["lv_size"]),
+                wiped=_wiped(own[0]["lv_tags"]),
+                extents=_extents(own, start, extent_size),
+                active_as=next((node for known, node in mapped.items() if known.startswith(uuid)), None),
+            )
+        )
+    pool = Pool(
+        name=group["vg_name"],
+        device=device,
+        extent_size=extent_size,
+        size=int(group["vg_size"]),
+        free=int(group["vg_free"]),
+        autoactivation=group["vg_autoactivation"] not in ("", "0"),
+        vdisks=tuple(sorted(vdisks, key=lambda vdisk: vdisk.name)),
+    )
+    return Storage(device, size, pool)
+
+
+def pool_of(storage: Storage, name: str) -> Pool:
+    """The pool ``name``; Refused when the storage has none or another."""
+    if storage.pool is None:
+        raise Refused(f"pool: there is no pool {name} on {storage.device}; create it with the pool module first")
+    if storage.pool.name != name:
+        raise Refused(
+            f"pool: there is no pool {name} on {storage.device}, it holds pool {storage.pool.name}; correct pool or "
+            "adapter"
+        )
+    return storage.pool
+
+
+def _wiped(tags: str) -> int | None:
+    marks = [tag.removeprefix(WIPED_TAG) for tag in tags.split(",") if tag.startswith(WIPED_TAG)]
+    return min((int(mark) for mark in marks if mark.isdigit()), default=None)
+
+
+def _extents(segments: Sequence[Mapping[str, str]], start: int, extent_size: int) -> tuple[Extent, ...]:
+    """Extents of a linear volume, neighbours merged; none for any other kind of volume."""
+    found: list[Extent] = []
+    for row in sorted(segments, key=lambda row: int(row["seg_start"])):
+        match = re.fullmatch(r".*:(\d+)-(\d+)", row["seg_pe_ranges"].strip())
+        if row["segtype"] != "linear" or match is None:
+            return ()
+        virtual, physical, length = int(row["seg_start"]), start + int(match[1]) * extent_size, int(row["seg_size"])
+        if found and found[-1][0] + found[-1][2] == virtual and found[-1][1] + found[-1][2] == physical:
+            found[-1] = (found[-1][0], found[-1][1], found[-1][2] + length)
+        else:
+            found.append((virtual, physical, length))
+    return tuple(found)
+
+
+def _device_mapper(host: Host) -> dict[str, str]:
+    """Devices of device-mapper on this host: uuid -> dm-N."""
+    return {
+        uuid: node
+        for node in host.sysfs.names("class/block")
+        if node.startswith("dm-") and (uuid := host.sysfs.read("class/block", node, "dm/uuid"))
+    }
+
+
+def _signatures(host: Host, device: str) -> tuple[str, ...]:
+    """Types of what is on a device besides LVM's own label; nothing is written."""
+    out = host.output(["wipefs", "--no-act", "--json", device], LVM_TIMEOUT)
+    try:
+        found = json.loads(out or "{}").get("signatures", [])
+    except ValueError as exc:
+        raise CommandFailed(
+            f"wipefs --no-act {device} gave no report that can be read; check the device by hand"
+        ) from exc
+    return tuple(dict.fromkeys(entry["type"] for entry in found if entry["type"] != "LVM2_member"))
+
+
+def plan_pool(storage: Storage, name: str, present: bool, extent_size: int) -> Plan:
+    """Steps that make the pool ``name`` be on the storage, or be gone."""
+    pool = storage.pool
+    before = _shown_pool(pool)
+    if present:
+        after = {
+            "name": name,
+            "device": storage.device,
+            "extent_size": pool.extent_size if pool else extent_size,
+            "autoactivation": False,
+        }
+        if pool is None:
+            if storage.signatures:
+                raise Refused(
+                    f"{storage.device} holds {', '.join(storage.signatures)}, which a pool would destroy; "
+                    f"choose another namespace, or clear it yourself with wipefs --all {storage.device}"
+                )
+            if extent_size < 4096 or extent_size & (extent_size - 1):
+                raise Refused(f"extent_size: {extent_size} is not a power of two of at least 4KiB; use 4MiB")
+            if extent_size * 2 > storage.size:
+                raise Refused(
+                    f"extent_size: {format_size(extent_size)} leaves no extent on {storage.device} of "
+                    f"{format_size(storage.size)}; choose a smaller one"
+                )
+            return Plan(
+                before,
+                after,
+                (
+                    Step(
+                        "create", f"create pool {name} on {storage.device}", {"name": name, "extent_size": extent_size}
+                    ),
+                ),
+            )
+        pool_of(storage, name)
+        steps = (
+            (
+                Step(
+                    "no_autoactivation", f"keep hosts from activating the vdisks of pool {name} at boot", {"name": name}
+                ),
+            )
+            if pool.autoactivation
+            else ()
+        )
+        return Plan(before, after, steps)
+    if pool is None:
+        return Plan(before, {})
+    pool_of(storage, name)
+    if pool.vdisks:
+        names = ", ".join(vdisk.name for vdisk in pool.vdisks)
+        raise Refused(
+            f"pool {name} still holds {len(pool.vdisks)} vdisks ({names}); remove them with the vdisk module first"
+        )
+    return Plan(before, {}, (Step("remove", f"remove pool {name} from {storage.device}", {"name": name}),))
+
+
+def apply_pool(host: Host, storage: Storage, planned: Plan) -> None:
+    lvm = Lvm(host, storage.device)
+
+    def create(name: str, extent_size: int) -> None:
+        lvm.run(
+            "vgcreate",
+            "--yes",
+            "--setautoactivation",
+            "n",
+            "--physicalextentsize",
+            f"{extent_size}b",
+            name,
+            storage.device,
+        )
+
+    def remove(name: str) -> None:
+        lvm.run("vgremove", name)
+        lvm.run("pvremove", storage.device)
+
+    def no_autoactivation(name: str) -> None:
+        lvm.run("vgchange", "--setautoactivation", "n", name)
+
+    carry_out(planned, {"create": create, "remove": remove, "no_autoactivation": no_autoactivation})
+
+
+def _shown_pool(pool: Pool | None) -> dict[str, Any]:
+    if pool is None:
+        return {}
+    return {
+        "name": pool.name,
+        "device": pool.device,
+        "extent_size": pool.extent_size,
+        "autoactivation": pool.autoactivation,
+    }
+
+
+def plan_vdisk(pool: Pool, name: str, size: int | None, wipe: bool) -> Plan:
+    """Steps that give vdisk ``name`` the ``size`` (None = it shall be gone), wiped where it is new."""
+    vdisk = pool.vdisk(name)
+    before = _shown_vdisk(vdisk)
+    if vdisk is not None and vdisk.active_as and (size is None or size > vdisk.size or not vdisk.ready):
+        raise Refused(
+            f"vdisk {name} is active on this host as {vdisk.active_as}; deactivate it with lvchange --activate n "
+            f"{pool.name}/{name}"
+        )
+    if size is None:
+        if vdisk is None:
+            return Plan(before, {})
+        return Plan(before, {}, (Step("remove", f"remove vdisk {name} from pool {pool.name}", {"name": name}),))
+    if size <= 0:
+        raise Refused(f"size: a vdisk of {size} bytes cannot be; give a size above 0, such as 64MiB")
+    rounded = -(-size // pool.extent_size) * pool.extent_size
+    notes: tuple[str, ...] = ()
+    if rounded != size:
+        notes = (
+            f"size {size} of vdisk {name} is rounded up to {rounded} bytes ({format_size(rounded)}): extents of pool "
+            f"{pool.name} are {format_size(pool.extent_size)}",
+        )
+    missing = rounded - (vdisk.size if vdisk else 0)
+    if missing > pool.free:
+        raise Refused(
+            f"size: vdisk {name} of {format_size(rounded)} does not fit in pool {pool.name}: {format_size(missing)} "
+            "more needed, "
+            f"{format_size(pool.free)} free; choose a smaller size or remove vdisks"
+        )
+    steps: list[Step] = []
+    if vdisk is None:
+        steps.append(
+            Step(
+                "create",
+                f"create vdisk {name} of {format_size(rounded)} in pool {pool.name}",
+                {"name": name, "size": rounded},
+            )
+        )
+        wiped = 0
+    else:
+        if rounded < vdisk.size:
+            raise Refused(
+                f"size: vdisk {name} has {format_size(vdisk.size)} and cannot shrink to {format_size(rounded)}, its "
+                "end may hold data; keep the size or make a new vdisk"
+            )
+        if vdisk.wiped is None or not vdisk.extents:
+            kind = "is no linear volume" if not vdisk.extents else f"has no {WIPED_TAG} tag"
+            raise Refused(
+                f"{pool.name}/{name} {kind}, so it is not a vdisk of this collection and is left alone; choose "
+                "another name, "
+                f"or take it over with its data: lvchange --addtag {WIPED_TAG}{vdisk.size} {pool.name}/{name}"
+            )
+        wiped = min(vdisk.wiped, vdisk.size)
+        if rounded > vdisk.size:
+            text = f"grow vdisk {name} from {format_size(vdisk.size)} to {format_size(rounded)}"
+            steps.append(Step("grow", text, {"name": name, "size": rounded}))
+    if wipe and wiped < rounded:
+        steps.append(Step("wipe", f"zero {format_size(rounded - wiped)} of vdisk {name}", {"name": name}))
+        wiped = rounded
+    return Plan(before, {"name": name, "size": rounded, "wiped": wiped}, tuple(steps), notes)
+
+
+Guard = Callable[[str, Sequence[Extent]], None]
+"""Called with (vdisk, its extents that are about to be zeroed); raises when somebody uses them."""
+
+
+def apply_vdisk(host: Host, pool: Pool, planned: Plan, guard: Guard) -> None:
+    lvm = Lvm(host, pool.device)
+
+    def create(name: str, size: int) -> None:
+        lvm.run(
+            "lvcreate", "--yes", "--type", "linear", "--activate", "n", "--zero", "n", "--wipesignatures", "n",
+            "--addtag", f"{WIPED_TAG}0", "--size", f"{size}b", "--name", name, pool.name,
+        )  # fmt: skip
+
+    def grow(name: str, size: int) -> None:
+        lvm.run("lvextend", "--type", "linear", "--size", f"{size}b", f"{pool.name}/{name}")
+
+    def remove(name: str) -> None:
+        lvm.run("lvremove", "--yes", f"{pool.name}/{name}")
+
+    def wipe(name: str) -> None:
+        now = read_storage(host, pool.device, 0).pool
+        vdisk = now.vdisk(name) if now else None
+        if vdisk is None or vdisk.wiped is None or vdisk.active_as:
+            raise StepFailed(
+                f"vdisk {name} of pool {pool.name} changed under this run; nothing was wiped, run it again"
+            )
+        stale = beyond(vdisk.extents, vdisk.wiped)
+        guard(name, stale)
+        try:
+            for _start, physical, length in stale:
+                _zero.zero(pool.device, physical, length)
+        except OSError as exc:
+            raise StepFailed(
+                f"zeroing vdisk {name} on {pool.device} failed: {exc.strerror}; it is not wiped and cannot be "
+                "mapped, run this again"
+            ) from exc
+        lvm.run(
+            "lvchange",
+            "--deltag",
+            f"{WIPED_TAG}{vdisk.wiped}",
+            "--addtag",
+            f"{WIPED_TAG}{vdisk.size}",
+            f"{pool.name}/{name}",
+        )
+
+    carry_out(planned, {"create": create, "grow": grow, "remove": remove, "wipe": wipe})
+
+
+def beyond(extents: Sequence[Extent], offset: int) -> list[Extent]:
+    """The parts of ``extents`` from ``offset`` of the vdisk on."""
+    found = []
+    for start, physical, length in extents:
+        skip = max(offset - start, 0)
+        if skip < length:
+            found.append((start + skip, physical + skip, length - skip))
+    return found
+
+
+def _shown_vdisk(vdisk: Vdisk | None) -> dict[str, Any]:
+    return {} if vdisk is None else {"name": vdisk.name, "size": vdisk.size, "wiped": vdisk.wiped}
+
+
+def described(pool: Pool, vdisk: Vdisk) -> dict[str, Any]:
+    """A vdisk as modules return it."""
+    return {
+        "name": vdisk.name,
+        "pool": pool.name,
+        "size": vdisk.size,
+        "wiped": vdisk.wiped,
+        "ready": vdisk.ready,
+        "device": pool.device,
+        "extents": [list(extent) for extent in vdisk.extents],
+    }
+
+
+def described_pool(pool: Pool | None) -> dict[str, Any]:
+    """A pool as modules return it."""
+    if pool is None:
+        return {}
+    shown = {
+        "name": pool.name,
+        "device": pool.device,
+        "size": pool.size,
+        "free": pool.free,
+        "extent_size": pool.extent_size,
+    }
+    return shown | {"vdisks": [vdisk.name for vdisk in pool.vdisks]}
+
+
+def mappable(pool: Pool, name: str) -> Vdisk:
+    """The vdisk ``name``; Refused when there is none, or when it could show a former tenant's data."""
+    vdisk = pool.vdisk(name)
+    if vdisk is None:
+        known = ", ".join(vdisk.name for vdisk in pool.vdisks) or "none"
+        raise Refused(
+            f"vdisk: there is no vdisk {name} in pool {pool.name} (it has: {known}); create it with the vdisk module "
+            "first"
+        )
+    if not vdisk.extents:
+        raise Refused(
+            f"vdisk: {pool.name}/{name} is no linear volume and has no extents to map; make it with the vdisk module"
+        )
+    if not vdisk.ready:
+        raise Refused(
+            f"vdisk: {name} of pool {pool.name} is wiped up to {vdisk.wiped or 0} of {vdisk.size} bytes only and "
+            "could show another tenant's data; "
+            "run the vdisk module on the pool's manager with wipe=true"
+        )
+    return vdisk

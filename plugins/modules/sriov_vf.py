@@ -1,0 +1,222 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ansible module: VFs of an NVMe adapter."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: sriov_vf
+version_added: 1.0.0
+short_description: Virtual functions of an NVMe SR-IOV adapter
+description:
+  - Makes an NVMe adapter have a number of virtual functions (VFs), each with its queue and interrupt resources, its
+    controller online, and bound to a driver.
+  - Only what differs is touched. A VF that is in use is never taken away; the module refuses and names its user.
+  - When a step fails, the module goes back to the count, resources and drivers of before, or says what is left.
+author:
+  - iovlab.storage contributors (@iovlab)
+options:
+  pf:
+    description:
+      - PCI address of the physical function (PF) of the adapter, as C(lspci -D) shows it.
+    type: str
+    required: true
+  state:
+    description:
+      - V(present) makes the adapter have O(count) VFs.
+      - V(absent) removes all its VFs.
+    type: str
+    choices: [present, absent]
+    default: present
+  count:
+    description:
+      - Number of VFs. Required with O(state=present).
+    type: int
+  queues:
+    description:
+      - Flexible queue resources (VQ) of each VF, the admin queue included; at least V(2).
+      - Left out, the adapter's flexible resources are shared out evenly, up to what one VF can get.
+    type: int
+  interrupts:
+    description:
+      - Flexible interrupt resources (VI) of each VF; at least V(1).
+      - Left out, the adapter's flexible resources are shared out evenly, up to what one VF can get.
+    type: int
+  driver:
+    description:
+      - The driver that each VF is bound to.
+      - V(nvme) shows block devices on this host, V(vfio-pci) hands the VF to a user-space driver or a virtual machine,
+        V(none) leaves the VF without a driver.
+    type: str
+    choices: [nvme, vfio-pci, none]
+    default: nvme
+  allow_recreate:
+    description:
+      - The kernel changes the number of VFs only from 0 to another number, so that another O(count) means to remove
+        every VF of the adapter and to create them anew.
+      - With V(false) the module refuses to do that. With V(true) it does, unless one of the VFs is in use.
+    type: bool
+    default: false
+  timeout:
+    description:
+      - Seconds to wait for each single step, and for another run of this module on the same PF.
+    type: int
+    default: 60
+extends_documentation_fragment:
+  - iovlab.storage._attributes
+  - iovlab.storage._options.rpc
+requirements:
+  - nvme-cli
+seealso:
+  - module: iovlab.storage.sriov_vf_info
+"""
+
+EXAMPLES = r"""
+- name: Four VFs with two queues each, driven by the kernel
+  iovlab.storage.sriov_vf:
+    pf: "0000:01:00.0"
+    count: 4
+    queues: 2
+    interrupts: 1
+
+- name: Two VFs for user-space drivers, even if the adapter has another number of VFs now
+  iovlab.storage.sriov_vf:
+    pf: "0000:01:00.0"
+    count: 2
+    driver: vfio-pci
+    allow_recreate: true
+
+- name: No VFs
+  iovlab.storage.sriov_vf:
+    pf: "0000:01:00.0"
+    state: absent
+"""
+
+RETURN = r"""
+pf:
+  description: The adapter's PF, in full form.
+  returned: success
+  type: str
+  sample: "0000:01:00.0"
+totalvfs:
+  description: The most VFs that the adapter can have.
+  returned: success
+  type: int
+  sample: 4
+numvfs:
+  description: The VFs that it has; in check mode those before the change.
+  returned: success
+  type: int
+  sample: 1
+vfs:
+  description: The VFs as they are after the run; in check mode as they are before the change.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    address:
+      description: PCI address.
+      type: str
+      sample: "0000:01:00.1"
+    index:
+      description: Number of the VF on its PF, the first being 0.
+      type: int
+      sample: 0
+    cntlid:
+      description: Identifier of the VF's NVMe controller.
+      type: int
+      sample: 1
+    online:
+      description: Whether the controller is online.
+      type: bool
+      sample: true
+    queues:
+      description: Flexible queue resources assigned.
+      type: int
+      sample: 2
+    interrupts:
+      description: Flexible interrupt resources assigned.
+      type: int
+      sample: 1
+    driver:
+      description: The driver, if any.
+      type: str
+      sample: nvme
+    controller:
+      description: The kernel's name of the controller, if it drives it.
+      type: str
+      sample: nvme1
+    namespaces:
+      description: Namespaces that the VF shows as block devices.
+      type: list
+      elements: dict
+      sample: [{"nsid": 1, "device": "/dev/nvme1n1", "size": 1073741824, "identity": "uuid.7f6d"}]
+    users:
+      description: Who uses the VF, a phrase each.
+      type: list
+      elements: str
+      sample: ["vport web1"]
+steps:
+  description: What was done, or in check mode would be done, a sentence each.
+  returned: success
+  type: list
+  elements: str
+  sample: ["create 4 VFs on 0000:01:00.0"]
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.iovlab.storage.plugins.module_utils import _sriov, _vf_report
+from ansible_collections.iovlab.storage.plugins.module_utils._argspec import RPC, STATE, ArgumentSpec
+from ansible_collections.iovlab.storage.plugins.module_utils._errors import Refused
+from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
+from ansible_collections.iovlab.storage.plugins.module_utils._module import run
+from ansible_collections.iovlab.storage.plugins.module_utils._units import pci_address
+
+SPEC = STATE.merge(
+    RPC,
+    ArgumentSpec(
+        {
+            "pf": {"type": "str", "required": True},
+            "count": {"type": "int"},
+            "queues": {"type": "int"},
+            "interrupts": {"type": "int"},
+            "driver": {"type": "str", "choices": ["nvme", "vfio-pci", "none"], "default": "nvme"},
+            "allow_recreate": {"type": "bool", "default": False},
+            "timeout": {"type": "int", "default": 60},
+        },
+        required_if=[("state", "present", ["count"])],
+    ),
+)
+
+
+def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
+    options = module.params
+    address = pci_address(options["pf"], "pf")
+    if options["timeout"] < 1:
+        raise Refused(f"timeout: {options['timeout']} is too short; give at least 1 second")
+    if options["state"] == "present" and options["count"] < 1:
+        raise Refused(f"count: {options['count']} VFs cannot be; give 1 or more, or state=absent for none")
+    count = options["count"] if options["state"] == "present" else 0
+    driver = None if options["driver"] == "none" else options["driver"]
+    with host.locked(f"sriov-{address}", options["timeout"]):
+        adapter = _sriov.read(host, address)
+        desired = _sriov.wanted(adapter, count, options["queues"], options["interrupts"], driver)
+        planned = _sriov.plan(adapter, desired)
+        vports = _vf_report.bound_vfs(options["rpc_socket"])
+        _sriov.refuse_loss(host, adapter, planned, vports, options["allow_recreate"] or count == 0)
+        _sriov.refuse_driver_that_cannot_load(host, adapter, desired)
+        if planned.changed and not module.check_mode:
+            _sriov.Changes(host, adapter, options["timeout"]).apply(planned)
+            adapter = _sriov.read(host, address)
+        return planned.report() | _vf_report.described(host, adapter, vports)
+
+
+def main() -> None:
+    run(SPEC, body)
+
+
+if __name__ == "__main__":
+    main()

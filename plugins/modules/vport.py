@@ -1,0 +1,137 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ansible module: a vport."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vport
+version_added: 1.0.0
+short_description: Virtual port of a storage adapter
+description:
+  - A vport carries the virtual disks of one virtual machine. Create it, give it a mapping with
+    M(iovlab.storage.adapter_mapping), then bind it to a VF with M(iovlab.storage.vport_binding).
+author:
+  - iovlab.storage contributors (@iovlab)
+options:
+  name:
+    description:
+      - Name of the vport, 1 to 15 of a-z, 0-9 and -.
+    type: str
+    required: true
+  adapter:
+    description:
+      - PCI address of the PF of the adapter. May be left out where C(vportd) serves only one.
+    type: str
+  incoming:
+    description:
+      - The virtual machine will arrive by live migration. Only looked at when the vport is created.
+    type: bool
+    default: false
+  force:
+    description:
+      - Delete the vport even if a virtual machine is connected or a VF bound. The virtual machine loses its disks.
+    type: bool
+    default: false
+  state:
+    description:
+      - V(present) creates the vport, V(absent) deletes it with its mapping.
+    type: str
+    choices: [present, absent]
+    default: present
+extends_documentation_fragment:
+  - iovlab.storage._attributes
+  - iovlab.storage._options.rpc
+seealso:
+  - module: iovlab.storage.vport_info
+  - module: iovlab.storage.adapter_mapping
+  - module: iovlab.storage.vport_binding
+"""
+
+EXAMPLES = r"""
+- name: A vport for the virtual machine web1
+  iovlab.storage.vport:
+    name: web1
+
+- name: The vport on the destination of a migration
+  iovlab.storage.vport:
+    name: web1
+    incoming: true
+
+- name: Delete it
+  iovlab.storage.vport:
+    name: web1
+    state: absent
+"""
+
+RETURN = r"""
+vport:
+  description:
+    - The record of the vport as C(vportd) gives it, sockets and addresses of its LUNs included. Empty when there is
+      none.
+    - In check mode the record before the change.
+  returned: success
+  type: dict
+  sample:
+    vport: web1
+    adapter: "0000:01:00.0"
+    state: RUNNING
+    path: vf
+    vf: "0000:01:00.1"
+    generation: 1
+    luns: [{"lun": 0, "vdisk": "web1", "address": "web1:0", "socket": "/run/vportd/web1/0.sock"}]
+steps:
+  description: What was done, or in check mode would be done, a sentence each.
+  returned: success
+  type: list
+  elements: str
+  sample: ["create vport web1 on adapter 0000:01:00.0"]
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.iovlab.storage.plugins.module_utils import _vport
+from ansible_collections.iovlab.storage.plugins.module_utils._argspec import RPC, STATE, ArgumentSpec
+from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
+from ansible_collections.iovlab.storage.plugins.module_utils._module import run
+from ansible_collections.iovlab.storage.plugins.module_utils._plan import carry_out
+from ansible_collections.iovlab.storage.plugins.module_utils._rpc import Vportd
+from ansible_collections.iovlab.storage.plugins.module_utils._units import pci_address, vport_name
+
+SPEC = STATE.merge(
+    RPC,
+    ArgumentSpec(
+        {
+            "name": {"type": "str", "required": True},
+            "adapter": {"type": "str"},
+            "incoming": {"type": "bool", "default": False},
+            "force": {"type": "bool", "default": False},
+        }
+    ),
+)
+
+
+def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
+    options = module.params
+    name = vport_name(options["name"], "name")
+    present = options["state"] == "present"
+    adapter = pci_address(options["adapter"], "adapter") if options["adapter"] else None
+    with Vportd(options["rpc_socket"]) as vportd:
+        record = vportd.vport(name)
+        if present and (record is None or adapter):
+            adapter = _vport.adapter_of(vportd.adapters(), adapter)["adapter"]
+        planned = _vport.plan_vport(name, record, adapter, options["incoming"], options["force"], present)
+        if planned.changed and not module.check_mode:
+            carry_out(planned, vportd.verbs(name))
+            record = vportd.vport(name)
+    return planned.report() | {"vport": record or {}}
+
+
+def main() -> None:
+    run(SPEC, body)
+
+
+if __name__ == "__main__":
+    main()

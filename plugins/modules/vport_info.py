@@ -1,0 +1,94 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ansible module: the vports and adapters of a host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vport_info
+version_added: 1.0.0
+short_description: Read the vports and adapters that vportd serves
+description:
+  - Reads the records of one vport or of all, their mappings, and the adapters with their VFs.
+author:
+  - iovlab.storage contributors (@iovlab)
+options:
+  name:
+    description:
+      - Read this vport only. None of that name gives an empty list.
+    type: str
+extends_documentation_fragment:
+  - iovlab.storage._attributes.info_module
+  - iovlab.storage._options.rpc
+seealso:
+  - module: iovlab.storage.vport
+"""
+
+EXAMPLES = r"""
+- name: Read the vports of the destination before a migration
+  iovlab.storage.vport_info:
+  register: there
+  delegate_to: hypervisor2
+"""
+
+RETURN = r"""
+vports:
+  description: The records as C(vportd) gives them, with the key C(mapping) for the mapping of each.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - vport: web1
+      adapter: "0000:01:00.0"
+      state: RUNNING
+      path: pf
+      vf: null
+      generation: 1
+      digest: "sha256:4f8b"
+      luns: [{"lun": 0, "vdisk": "web1", "address": "web1:0", "socket": "/run/vportd/web1/0.sock"}]
+      mapping: {"vport": "web1", "generation": 1, "luns": []}
+adapters:
+  description: The adapters with their VFs, and the vport that each VF is bound to.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - adapter: "0000:01:00.0"
+      nsid: 1
+      device: /dev/nvme0n1
+      size: 1073741824
+      identity: uuid.7f6d
+      vfs: [{"vf": "0000:01:00.1", "device": "/dev/nvme1n1", "vport": null}]
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.iovlab.storage.plugins.module_utils._argspec import RPC, ArgumentSpec
+from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
+from ansible_collections.iovlab.storage.plugins.module_utils._module import run
+from ansible_collections.iovlab.storage.plugins.module_utils._rpc import Vportd
+from ansible_collections.iovlab.storage.plugins.module_utils._units import vport_name
+
+SPEC = RPC.merge(ArgumentSpec({"name": {"type": "str"}}))
+
+
+def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
+    name = module.params["name"]
+    with Vportd(module.params["rpc_socket"]) as vportd:
+        if name is None:
+            records = vportd.vports()
+        else:
+            record = vportd.vport(vport_name(name, "name"))
+            records = [record] if record else []
+        vports = [record | {"mapping": vportd.mapping(record["vport"])} for record in records]
+        return {"changed": False, "vports": vports, "adapters": vportd.adapters()}
+
+
+def main() -> None:
+    run(SPEC, body)
+
+
+if __name__ == "__main__":
+    main()
