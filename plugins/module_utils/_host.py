@@ -27,7 +27,7 @@ _PACKAGES = {"nvme": "nvme-cli", "lvs": "lvm2", "wipefs": "util-linux", "modprob
 
 @dataclass(frozen=True)
 class Host:
-    """Paths are roots: ``sysfs`` is /sys, ``dev_root`` /dev, ``proc_root`` /proc, ``lock_dir`` /run/lock on a real machine."""
+    """Paths are roots: ``sysfs`` is /sys, ``dev_root`` /dev, ``proc_root`` /proc, ``lock_dir`` /run/lock."""
 
     sysfs: Sysfs
     dev_root: str

@@ -25,8 +25,8 @@ def luns_by_vport(vportd: Vportd, adapter: str) -> list[tuple[str, _mapping.Lun]
 class Guard:
     """Refuses to remove or to zero what a vport of this host maps.
 
-    ``must_answer``: a vdisk is removed only when vportd could be asked. Zeroing also goes on without vportd, since the extents are
-    new to the vdisk; only a mapping declared by hand can cover them.
+    ``must_answer``: a vdisk is removed only when vportd could be asked. Zeroing also goes on without vportd, since
+    the extents are new to the vdisk; only a mapping declared by hand can cover them.
     """
 
     def __init__(self, vportd: Vportd, adapter: str, nsid: int, must_answer: bool) -> None:

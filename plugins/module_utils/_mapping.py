@@ -56,7 +56,7 @@ class VportMapping:
 
 
 def parse_extents(vdisk: str, extents: Any) -> tuple[Extent, ...]:
-    """Extents as a user declares them: ``[start, physical, length]``, with ``ro`` as a fourth part for read-only ones."""
+    """Extents as a user declares them: ``[start, physical, length]``, a fourth part ``ro`` for read-only."""
     found = []
     for number, extent in enumerate(extents):
         what = f"extent {number} of vdisk {vdisk}"
@@ -165,8 +165,8 @@ def plan(
 ) -> Plan:
     """The step that brings the mapping to ``desired`` (None = gone).
 
-    ``generation`` is the one that the user expects, None = the one just read: vportd refuses the write when another came first.
-    ``connected`` names the front end of each LUN that has one.
+    ``generation`` is the one that the user expects, None = the one just read: vportd refuses the write when another
+    came first. ``connected`` names the front end of each LUN that has one.
     """
     before = {"vport": vport, "luns": [lun.sent() for lun in current.luns]}
     luns = normalised(desired or ())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""NVMe controllers and namespaces of a PCI function: what sysfs shows, and nvme-cli for what only the controller knows.
+"""NVMe controllers and namespaces of a PCI function: what sysfs shows, and nvme-cli for the rest.
 
-Words of the NVMe base specification 2.0: VQ and VI resources (8.26), Primary Controller Capabilities (5.17.2.15, CNS 14h),
-Secondary Controller List (5.17.2.16, CNS 15h), Virtualization Management (5.38).
+Words of the NVMe base specification 2.0: VQ and VI resources (8.26), Primary Controller Capabilities (5.17.2.15, CNS
+14h), Secondary Controller List (5.17.2.16, CNS 15h), Virtualization Management (5.38).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ENTRIES = 127  # of one Secondary Controller List
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A namespace as one controller's block device shows it. ``size`` in bytes; ``identity`` is the same through every controller."""
+    """A namespace as one controller shows it. ``size`` in bytes; ``identity`` is the same through every one."""
 
     nsid: int
     device: str
@@ -37,7 +37,7 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What the primary controller can hand out. ``total`` 0 = not flexible; ``most`` = limit for one secondary controller."""
+    """What the primary controller can hand out. ``total`` 0 = not flexible; ``most`` = limit for one secondary."""
 
     total: int
     assigned_to_primary: int
@@ -140,8 +140,8 @@ def namespace(host: Host, address: str, nsid: int) -> Namespace:
 def secondaries(host: Host, device: str) -> list[Secondary]:
     """The whole Secondary Controller List of the primary controller ``device`` (/dev/nvme0).
 
-    nvme-cli's JSON is used where it is complete. Where it is not (the keys changed between versions), the structure itself is
-    read: its layout is the specification's.
+    nvme-cli's JSON is used where it is complete. Where it is not (the keys changed between versions), the structure
+    itself is read: its layout is the specification's.
     """
     found: dict[int, Secondary] = {}
     lowest = 0
@@ -221,7 +221,7 @@ def capabilities(host: Host, device: str) -> Capabilities:
 
 
 def active_nsids(host: Host, device: str) -> list[int]:
-    """NSIDs attached to the controller ``device``, from the controller itself (the kernel may not have scanned them yet)."""
+    """NSIDs attached to ``device``, from the controller itself: the kernel may not have scanned them yet."""
     out = host.output(["nvme", "list-ns", device, "--output-format=json"], COMMAND_TIMEOUT)
     try:
         reply = json.loads(out)

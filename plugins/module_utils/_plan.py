@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Plans: steps as data, made once and used by check mode, by diff and by apply.
 
-Each domain (SR-IOV, pool, vport, ...) has one function ``plan(current, desired) -> Plan``. Nothing else decides what is done.
+Each domain (SR-IOV, pool, vport, ...) has one function ``plan(current, desired) -> Plan``. Nothing else decides what
+is done.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Pools and vdisks on LVM.
 
-A pool is a volume group on one namespace, a vdisk a linear logical volume in it that is never activated: LVM keeps the first mapping
-(vdisk -> extents) and nothing else. Every LVM command is told the one device to look at, because the same physical volume shows
-through the PF and through each VF, and is run with activation off, so that no command can hand a vdisk to device-mapper.
+A pool is a volume group on one namespace, a vdisk a linear logical volume in it that is never activated: LVM keeps
+the first mapping (vdisk -> extents) and nothing else. Every LVM command is told the one device to look at, because
+the same physical volume shows through the PF and through each VF, and is run with activation off, so that no command
+can hand a vdisk to device-mapper.
 """
 
 from __future__ import annotations

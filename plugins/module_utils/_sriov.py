@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """VFs of an NVMe adapter: reading, planning and applying.
 
-``read`` gives an Adapter, ``wanted`` what it should become, ``plan`` the steps between them; ``Changes`` carries the steps out and
-takes them back when one fails: taking back is nothing but a plan from what is there now to what was there before.
+``read`` gives an Adapter, ``wanted`` what it should become, ``plan`` the steps between them; ``Changes`` carries the
+steps out and takes them back when one fails: taking back is nothing but a plan from what is there now to what was
+there before.
 """
 
 from __future__ import annotations
@@ -229,7 +230,7 @@ def as_it_is(adapter: Adapter) -> tuple[WantedVf, ...]:
 
 
 def plan(current: Adapter, desired: tuple[WantedVf, ...]) -> Plan:
-    """Steps from ``current`` to ``desired``. The number of VFs only ever goes from 0 to N: another number means all of them anew."""
+    """Steps from ``current`` to ``desired``. VFs only ever go from 0 to N: another number means all of them anew."""
     anew = current.count != len(desired)
     kept: tuple[Vf | None, ...] = (None,) * len(desired) if anew else current.vfs
     steps: list[Step] = []
@@ -245,7 +246,7 @@ def plan(current: Adapter, desired: tuple[WantedVf, ...]) -> Plan:
     if anew and desired:
         steps.append(Step("numvfs", f"create {len(desired)} VFs on {current.address}", {"count": len(desired)}))
     pairs = [(index, vf, want) for index, (vf, want) in enumerate(zip(kept, desired, strict=True))]
-    for index, vf, want in pairs:
+    for _index, vf, want in pairs:
         if vf is not None and vf.driver and (_resources_differ(vf, want) or vf.driver != want.driver):
             steps.append(
                 Step(

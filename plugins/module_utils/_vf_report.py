@@ -16,7 +16,7 @@ from ._users import users_of
 
 
 def bound_vfs(rpc_socket: str) -> dict[str, str]:
-    """VF -> vport as vportd tells it. Where vportd does not run there is none to ask; its workers still show as processes."""
+    """VF -> vport as vportd tells it; none where it does not run, though its workers still show as processes."""
     try:
         with Vportd(rpc_socket) as vportd:
             return vportd.bound_vfs()

@@ -103,7 +103,7 @@ def plan_fence(name: str, record: Record | None, when: str, present: bool) -> Pl
 
 
 def choose_vf(record: Record, adapter: Mapping[str, Any], wanted: str) -> str | None:
-    """The VF to bind: ``wanted`` itself, or for ``auto`` the one bound already, else the first free one; None when none is free.
+    """The VF to bind: ``wanted`` itself, or for ``auto`` the one bound already, else the first free one, if any.
 
     Refused when the VF named cannot be bound to this vport.
     """

@@ -16,7 +16,7 @@ _WRITE_CHUNK = 1024 * 1024
 
 
 def zero(path: str, offset: int, length: int) -> None:
-    """Zero ``length`` bytes from ``offset``, on stable storage when it returns. Both are multiples of the block size."""
+    """Zero ``length`` bytes from ``offset``, both multiples of the block size; on stable storage when it returns."""
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | _direct(path))
     try:
         end = offset + length
