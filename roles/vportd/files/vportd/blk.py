@@ -1,0 +1,426 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""virtio-blk requests (virtio 1.3, 5.2.6): the one loop that both paths use, between a virtqueue and the storage."""
+
+import os
+import struct
+
+from vportd.dirty_log import DirtyLog
+from vportd.errors import MemoryFault, RingBroken
+from vportd.extents import Extents
+from vportd.memory import MemoryMap
+from vportd.storage import FLUSH, READ, WRITE, Completion, Storage, transfer
+from vportd.virtio_spec import (
+    SECTOR_SIZE,
+    VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_REQ_HEADER,
+    VIRTIO_BLK_REQ_HEADER_SIZE,
+    VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+    VIRTQ_DESC_F_WRITE,
+)
+from vportd.virtqueue import Chain, Virtqueue
+
+# Words of the counters of one queue, 64 bits each, in memory shared with the engine's process
+LAST_AVAIL, USED, OUTSTANDING, READS, WRITES, FLUSHES, ERRORS, BYTES_READ, BYTES_WRITTEN, DIRTY_PAGES = range(10)
+COUNTERS_SIZE = 128  # bytes a queue
+
+ROUNDS = 16  # passes over one queue before the other queues and the control channel get their turn
+
+_header = struct.Struct(VIRTIO_BLK_REQ_HEADER).unpack_from
+_SIGNAL = (1).to_bytes(8, "little")
+
+
+class Device:
+    """One LUN as the guest sees it. ``extents`` and ``memory`` may be replaced between two requests."""
+
+    __slots__ = ("lun", "serial", "extents", "memory", "storage", "log", "queues")
+
+    def __init__(self, lun: int, serial: str, extents: Extents, storage: Storage) -> None:
+        self.lun = lun
+        self.serial = serial.encode()[:VIRTIO_BLK_ID_BYTES].ljust(VIRTIO_BLK_ID_BYTES, b"\0")
+        self.extents = extents
+        self.storage = storage
+        self.memory: MemoryMap | None = None
+        self.log: DirtyLog | None = None
+        self.queues: dict[int, Queue] = {}
+
+
+class Queue:
+    """One queue of a device: its ring, the notification to the driver, and what was taken and not yet given back (``outstanding``, by head).
+
+    ``used_log`` = guest physical address of the used ring for the dirty log, or None. ``broken`` = why nothing more is taken.
+    ``again`` = what an earlier worker took and did not give back. ``held`` = do that, but take nothing new.
+    """
+
+    __slots__ = (
+        "device",
+        "index",
+        "ring",
+        "call_fd",
+        "kick_fd",
+        "counters",
+        "outstanding",
+        "again",
+        "broken",
+        "used_log",
+        "held",
+    )
+
+    def __init__(
+        self, device: Device, index: int, ring: Virtqueue, kick_fd: int, call_fd: int, counters: memoryview
+    ) -> None:
+        """``counters`` = COUNTERS_SIZE bytes. ``call_fd`` is -1 when the driver polls."""
+        self.device = device
+        self.index = index
+        self.ring = ring
+        self.kick_fd = kick_fd
+        self.call_fd = call_fd
+        self.counters = counters.cast("Q")
+        self.outstanding: dict[int, Request] = {}
+        self.again: list[tuple[int, Chain]] = []
+        self.broken: str | None = None
+        self.used_log: int | None = None
+        self.held = False
+
+    def signal(self) -> None:
+        """Notify the driver."""
+        if self.call_fd >= 0:
+            try:
+                os.write(self.call_fd, _SIGNAL)
+            except BlockingIOError:  # the counter is full: the driver has more than enough to see
+                return
+
+    def publish(self) -> None:
+        """Write the position to the shared counters."""
+        counters = self.counters
+        counters[LAST_AVAIL] = self.ring.last_avail
+        counters[USED] = self.ring.used
+        counters[OUTSTANDING] = len(self.outstanding)
+
+
+class Request:
+    """A request that the storage is working on: ``left`` operations of it, then the status byte. ``dirty`` = chain to log as written."""
+
+    __slots__ = ("queue", "head", "dirty", "operation", "total", "missing", "left", "failed", "status")
+
+    def __init__(
+        self, queue: Queue, head: int, dirty: Chain, operation: int, length: int, left: int, status: memoryview
+    ) -> None:
+        self.queue = queue
+        self.head = head
+        self.dirty = dirty
+        self.operation = operation
+        self.total = length
+        self.missing = length
+        self.left = left
+        self.failed = False
+        self.status = status
+
+
+def service(queue: Queue) -> bool:
+    """Take and start every available request, giving back at once those that are done at once; True = there is more to take.
+
+    Never raises for anything that the guest does: a ring that cannot go on sets ``queue.broken``.
+
+    Shape: one pass over all that is available, locals instead of attributes, no object for a request that completes here. The common request - header,
+    one buffer, status, all in the largest memory region, inside the extent of the one before - is done in line; any other goes through ``_general``.
+    """
+    device = queue.device
+    ring = queue.ring
+    memory = ring.memory
+    low, high, view = memory.low, memory.high, memory.view
+    storage = device.storage
+    synchronous = storage.synchronous
+    submit = storage.submit
+    fd = storage.fd
+    extents = device.extents
+    start, end, delta, locked = 0, 0, 0, 1
+    outstanding = queue.outstanding
+    preadv, pwritev, unpack = os.preadv, os.pwritev, _header
+    reads = writes = bytes_read = bytes_written = 0
+    done: list[tuple[int, int]] = []
+    dirty: list[Chain] = []
+    again, queue.again = queue.again, []
+    more = False
+    ring.hush()
+    try:
+        for turn in range(ROUNDS + 1):
+            more = turn == ROUNDS
+            if more:
+                break
+            taken = again or (() if queue.held else ring.take())
+            if not taken:
+                if queue.held or not ring.listen():
+                    break
+                ring.hush()
+                continue
+            again = []
+            log = device.log
+            for head, chain in taken:
+                if len(chain) == 12 and chain[1] == 16 and chain[9] == 1 and not chain[2] & 2 and chain[10] & 2:
+                    header, data, length, status = chain[0] - low, chain[4] - low, chain[5], chain[8] - low
+                    if (
+                        header >= 0
+                        and data >= 0
+                        and status >= 0
+                        and chain[0] + 16 <= high
+                        and chain[4] + length <= high
+                        and chain[8] < high
+                    ):
+                        kind, _, sector = unpack(view, header)
+                        position = sector << 9
+                        if length and not length & 511 and kind < 2 and (chain[6] & 2 == 0) == kind:
+                            if not start <= position < end:
+                                start, end, delta, locked = extents.one(position)
+                            if start <= position and position + length <= end and not (kind and locked):
+                                if synchronous:
+                                    try:
+                                        if kind:
+                                            count = pwritev(fd, (view[data : data + length],), position + delta)
+                                        else:
+                                            count = preadv(fd, (view[data : data + length],), position + delta)
+                                    except OSError:
+                                        count = -1
+                                    if count == length:
+                                        view[status] = 0
+                                        if kind:
+                                            writes += 1
+                                            bytes_written += length
+                                            done.append((head, 1))
+                                        else:
+                                            reads += 1
+                                            bytes_read += length
+                                            done.append((head, length + 1))
+                                        if log is not None:
+                                            dirty.append(chain)
+                                        continue
+                                else:
+                                    request = Request(queue, head, chain, kind, length, 1, view[status : status + 1])
+                                    outstanding[head] = request
+                                    submit(request, kind, position + delta, [view[data : data + length]])
+                                    continue
+                written = _general(queue, head, chain, dirty)
+                if written is not None:
+                    done.append((head, written))
+            if done:
+                batch, written_to, done, dirty = done, dirty, [], []
+                _give(queue, batch, written_to)
+            if not synchronous:
+                storage.kick()
+    except (RingBroken, MemoryFault) as problem:
+        _break(queue, problem, done, dirty)
+        more = False
+    counters = queue.counters
+    if reads:
+        counters[READS] += reads
+        counters[BYTES_READ] += bytes_read
+    if writes:
+        counters[WRITES] += writes
+        counters[BYTES_WRITTEN] += bytes_written
+    queue.publish()
+    return more
+
+
+def _break(queue: Queue, problem: Exception, done: list[tuple[int, int]], dirty: list[Chain]) -> None:
+    """Note why the queue takes nothing more; what was done before that is still given back."""
+    queue.broken = str(problem)
+    queue.device.storage.kick()
+    if done:
+        try:
+            _give(queue, done, dirty)
+        except MemoryFault as second:
+            queue.broken = str(second)
+
+
+def _give(queue: Queue, done: list[tuple[int, int]], dirty: list[Chain]) -> None:
+    """Give back one batch: first the dirty log of what was written, then the used ring and its own pages, then the notification."""
+    log = queue.device.log
+    ring = queue.ring
+    if log is None:
+        if ring.give(done):
+            queue.signal()
+        return
+    before = log.pages
+    log.mark(
+        [
+            (chain[at], chain[at + 1])
+            for chain in dirty
+            for at in range(0, len(chain), 4)
+            if chain[at + 2] & VIRTQ_DESC_F_WRITE
+        ]
+    )
+    notify = ring.give(done)
+    if queue.used_log is not None:
+        log.mark([(queue.used_log, 6 + 8 * ring.size)])
+    queue.counters[DIRTY_PAGES] += log.pages - before
+    if notify:
+        queue.signal()
+
+
+def _general(queue: Queue, head: int, chain: Chain, dirty: list[Chain]) -> int | None:
+    """Do any request, of any framing (virtio 1.3, 2.7.4). Returns bytes written when it is done already, None when the storage has it.
+
+    Raises RingBroken when there is no place for the status, so that the driver cannot even be told.
+    """
+    memory = queue.ring.memory
+    address, length, flags = chain[-4:-1]
+    if not flags & VIRTQ_DESC_F_WRITE or not length:
+        raise RingBroken(f"request of head {head} has no status byte")
+    status = memory.views(address + length - 1, 1)[0]
+    only_status: Chain = (address + length - 1, 1, VIRTQ_DESC_F_WRITE, 0)
+    counters = queue.counters
+    try:
+        readable, writable = _buffers(memory, chain)
+        header = b"".join(_cut(readable, 0, VIRTIO_BLK_REQ_HEADER_SIZE))
+        if len(header) != VIRTIO_BLK_REQ_HEADER_SIZE:
+            raise MemoryFault("short header")
+    except MemoryFault:
+        counters[ERRORS] += 1
+        status[0] = VIRTIO_BLK_S_IOERR
+        dirty.append(only_status)
+        return 1
+    kind, _, sector = _header(header, 0)
+    sent = _cut(readable, VIRTIO_BLK_REQ_HEADER_SIZE, None)
+    room = _cut(writable, 0, sum(map(len, writable)) - 1)
+    storage = queue.device.storage
+    result = VIRTIO_BLK_S_IOERR
+    written = 1
+    if kind in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT):
+        operation, views = (READ, room) if kind == VIRTIO_BLK_T_IN else (WRITE, sent)
+        total = sum(map(len, views))
+        pieces = None
+        if (
+            total % SECTOR_SIZE == 0
+            and not (kind == VIRTIO_BLK_T_IN and sent)
+            and not (kind == VIRTIO_BLK_T_OUT and room)
+        ):
+            pieces = queue.device.extents.pieces(sector * SECTOR_SIZE, total, operation == WRITE)
+        if pieces is not None and not storage.synchronous and total:
+            request = Request(queue, head, chain, operation, total, len(pieces), status)
+            queue.outstanding[head] = request
+            at = 0
+            for physical, size in pieces:
+                storage.submit(request, operation, physical, _cut(views, at, at + size))
+                at += size
+            return None
+        if pieces is not None:
+            at = 0
+            for physical, size in pieces:
+                if transfer(storage.fd, operation, physical, _cut(views, at, at + size)) != size:
+                    break
+                at += size
+            if at == total:
+                result = VIRTIO_BLK_S_OK
+                _count(counters, operation, total)
+            if operation == READ:
+                written = total + 1
+    elif kind == VIRTIO_BLK_T_FLUSH:
+        if not storage.synchronous:
+            request = Request(queue, head, only_status, FLUSH, 0, 1, status)
+            queue.outstanding[head] = request
+            storage.submit(request, FLUSH, 0, [])
+            return None
+        if transfer(storage.fd, FLUSH, 0, []) == 0:
+            result = VIRTIO_BLK_S_OK
+            counters[FLUSHES] += 1
+    elif kind == VIRTIO_BLK_T_GET_ID:
+        serial = queue.device.serial
+        at = 0
+        for view in _cut(room, 0, len(serial)):
+            view[:] = serial[at : at + len(view)]
+            at += len(view)
+        result = VIRTIO_BLK_S_OK
+        written = at + 1
+    else:
+        result = VIRTIO_BLK_S_UNSUPP
+    if result == VIRTIO_BLK_S_IOERR:
+        counters[ERRORS] += 1
+    status[0] = result
+    dirty.append(only_status if written == 1 else chain)
+    return written
+
+
+def _buffers(memory: MemoryMap, chain: Chain) -> tuple[list[memoryview], list[memoryview]]:
+    """Return the device-readable and the device-writable buffers. Raises MemoryFault, and RingBroken when they are out of order."""
+    readable: list[memoryview] = []
+    writable: list[memoryview] = []
+    low, high, whole = memory.low, memory.high, memory.view
+    for at in range(0, len(chain), 4):
+        address, length, flags = chain[at : at + 3]
+        side = writable if flags & VIRTQ_DESC_F_WRITE else readable
+        if side is readable and writable:
+            raise RingBroken("a device-readable buffer after a device-writable one (virtio 1.3, 2.7.4.2)")
+        if low <= address and address + length <= high:
+            if length:
+                side.append(whole[address - low : address - low + length])
+        elif length:
+            side.extend(memory.views(address, length))
+    return readable, writable
+
+
+def _cut(views: list[memoryview], start: int, end: int | None) -> list[memoryview]:
+    """Return the buffers of bytes ``start`` to ``end`` of a list of buffers."""
+    found = []
+    at = 0
+    for view in views:
+        size = len(view)
+        first = max(start - at, 0)
+        last = size if end is None else min(end - at, size)
+        if first < last:
+            found.append(view if last - first == size else view[first:last])
+        at += size
+    return found
+
+
+def _count(counters: memoryview, operation: int, length: int) -> None:
+    """Count one request that went well."""
+    if operation == READ:
+        counters[READS] += 1
+        counters[BYTES_READ] += length
+    elif operation == WRITE:
+        counters[WRITES] += 1
+        counters[BYTES_WRITTEN] += length
+    else:
+        counters[FLUSHES] += 1
+
+
+def complete(completions: list[Completion]) -> list[Queue]:
+    """Give back the requests whose last operation is among ``completions``; return the queues touched.
+
+    An operation that moved fewer bytes than it should makes its request fail.
+    """
+    batches: dict[Queue, tuple[list[tuple[int, int]], list[Chain]]] = {}
+    for token, result in completions:
+        assert isinstance(token, Request)
+        token.left -= 1
+        if result < 0:
+            token.failed = True
+        else:
+            token.missing -= result
+        if token.left:
+            continue
+        queue = token.queue
+        batch = batches.get(queue)
+        if batch is None:
+            batch = batches[queue] = ([], [])
+        if token.failed or token.missing:
+            queue.counters[ERRORS] += 1
+            token.status[0] = VIRTIO_BLK_S_IOERR
+        else:
+            _count(queue.counters, token.operation, token.total)
+            token.status[0] = VIRTIO_BLK_S_OK
+        del queue.outstanding[token.head]
+        batch[0].append((token.head, token.total + 1 if token.operation == READ else 1))
+        batch[1].append(token.dirty)
+    for queue, (done, dirty) in batches.items():
+        try:
+            _give(queue, done, dirty)
+        except MemoryFault as problem:
+            queue.broken = str(problem)
+        queue.publish()
+    return list(batches)

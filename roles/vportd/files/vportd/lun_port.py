@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""LUN port: the socket of one LUN, and the front end connected to it. One connection at a time; the next is served when the last has been drained."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from vportd import journal
+from vportd.errors import VportdError
+from vportd.front_end import FrontEnd, Refused, Ring
+from vportd.mapping import Lun
+
+
+class Server(Protocol):
+    """What a LUN port needs of its vport."""
+
+    name: str
+    block_size: int
+
+    def refuse_log(self) -> None: ...
+    def note(self, event: str, **detail: object) -> None: ...
+    async def memory_changed(self, port: "LunPort") -> None: ...
+    async def log_changed(self, port: "LunPort") -> None: ...
+    async def call_changed(self, port: "LunPort", ring: Ring) -> None: ...
+    async def start_ring(self, port: "LunPort", ring: Ring) -> None: ...
+    async def stop_ring(self, port: "LunPort", ring: Ring) -> None: ...
+    async def rings_stopping(self) -> None: ...
+    async def forget(self, port: "LunPort") -> None: ...
+
+
+class LunPort:
+    """The socket ``path`` of LUN ``lun`` of a vport, owned by ``owner`` = (uid, gid) with mode 0600."""
+
+    def __init__(self, vport: Server, lun: Lun, path: Path, owner: tuple[int, int] | None) -> None:
+        self.vport = vport
+        self.lun = lun
+        self.path = path
+        self.front: FrontEnd | None = None
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            self._listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        if owner is not None:
+            os.chown(path, *owner)
+        self._listener.listen(4)
+        self._listener.setblocking(False)
+        self._task = asyncio.create_task(self._serve())
+
+    @property
+    def address(self) -> str:
+        """What the VM knows this LUN by: the serial of the disk."""
+        return f"{self.vport.name}:{self.lun.lun}"
+
+    @property
+    def block_size(self) -> int:
+        """Logical block size, in bytes."""
+        return self.vport.block_size
+
+    @property
+    def capacity(self) -> int:
+        """Size, in bytes."""
+        return self.lun.capacity
+
+    @property
+    def readonly(self) -> bool:
+        """True when the guest may not write."""
+        return self.lun.readonly
+
+    def peer(self) -> dict[str, Any] | None:
+        """Return pid and name of the process that is connected."""
+        return None if self.front is None else {"pid": self.front.pid, "comm": self.front.comm}
+
+    async def close(self) -> None:
+        """Close the socket and the connection; remove the socket."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        self._listener.close()
+        self.path.unlink(missing_ok=True)
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(self._listener)
+            except OSError as problem:
+                journal.error(f"{self.address}: cannot accept a connection: {problem}")
+                await asyncio.sleep(1)
+                continue
+            front = self.front = FrontEnd(connection, self)
+            who = f"{self.address}: front end {front.comm} (pid {front.pid})"
+            journal.info(f"{who} has connected")
+            self.vport.note("connected", lun=self.lun.lun, pid=front.pid, comm=front.comm)
+            started = time.monotonic()
+            try:
+                await front.serve()
+                journal.info(f"{who} has disconnected after {time.monotonic() - started:.1f} s")
+            except (VportdError, OSError) as problem:
+                journal.warning(f"{who} is disconnected: {problem}")
+                self.vport.note("disconnecting", lun=self.lun.lun, why=str(problem))
+            except asyncio.CancelledError:
+                self.front = None
+                front.close()
+                raise
+            connection.close()
+            try:
+                for ring in front.rings:
+                    if ring.running:
+                        await self.stop_ring(ring)
+                await self.vport.forget(self)
+            except VportdError as problem:
+                journal.error(f"{self.address}: after the front end has gone: {problem}")
+            finally:
+                self.front = None
+                front.close()
+            self.vport.note("disconnected", lun=self.lun.lun)
+
+    # front_end.Owner
+
+    def refuse_log(self) -> None:
+        """Raise Refused where the dirty log cannot be kept."""
+        try:
+            self.vport.refuse_log()
+        except Refused as problem:
+            journal.warning(f"{self.address}: {problem}")
+            raise
+
+    async def memory_changed(self) -> None:
+        """The memory table was replaced."""
+        await self.vport.memory_changed(self)
+
+    async def log_changed(self) -> None:
+        """The dirty log, or what is to be logged, was changed."""
+        await self.vport.log_changed(self)
+
+    async def call_changed(self, ring: Ring) -> None:
+        """The call descriptor of a running ring was replaced."""
+        await self.vport.call_changed(self, ring)
+
+    async def start_ring(self, ring: Ring) -> None:
+        """Have a ring served."""
+        await self.vport.start_ring(self, ring)
+
+    async def stop_ring(self, ring: Ring) -> None:
+        """Have a ring served no more, everything taken done."""
+        await self.vport.stop_ring(self, ring)
+
+    async def rings_stopping(self) -> None:
+        """A ring was stopped by GET_VRING_BASE."""
+        await self.vport.rings_stopping()

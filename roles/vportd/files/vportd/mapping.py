@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Mapping of one vport: which vdisk each LUN is, and which extents of the storage each vdisk is. Checked whole before anything is changed."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from vportd.errors import RpcError
+
+Extent = tuple[int, int, int, bool]  # start, physical, length in bytes; read-only
+MAX_LUN = 255
+MAX_EXTENTS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Lun:
+    """One LUN. ``extents`` as they were set, sorted by start."""
+
+    lun: int
+    vdisk: str
+    readonly: bool
+    extents: tuple[Extent, ...]
+
+    @property
+    def capacity(self) -> int:
+        """Bytes up to the end of the last extent."""
+        return self.extents[-1][0] + self.extents[-1][2]
+
+    def normalised(self) -> list[Extent]:
+        """Return the extents with those merged that follow each other in the vdisk and on the storage."""
+        merged: list[Extent] = []
+        for start, physical, length, locked in self.extents:
+            if merged:
+                before = merged[-1]
+                if before[0] + before[2] == start and before[1] + before[2] == physical and before[3] == locked:
+                    merged[-1] = (before[0], before[1], before[2] + length, locked)
+                    continue
+            merged.append((start, physical, length, locked))
+        return merged
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the record that ``mapping_set`` takes."""
+        extents = [[*extent[:3], "ro"] if extent[3] else list(extent[:3]) for extent in self.extents]
+        return {"lun": self.lun, "vdisk": self.vdisk, "readonly": self.readonly, "extents": extents}
+
+
+def sha256(value: object) -> str:
+    """Return ``sha256:`` with the hash of the canonical JSON of ``value``."""
+    return "sha256:" + hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def digest(luns: tuple[Lun, ...]) -> str:
+    """Return the digest of a mapping: the same on every host and for every way to cut the same extents."""
+    records = []
+    for one in luns:
+        extents = [[*extent[:3], "ro"] if extent[3] else list(extent[:3]) for extent in one.normalised()]
+        records.append({"lun": one.lun, "vdisk": one.vdisk, "readonly": one.readonly, "extents": extents})
+    return sha256(records)
+
+
+def _invalid(message: str, **data: object) -> RpcError:
+    return RpcError("INVALID", message, **data)
+
+
+def _integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _extent(where: str, value: object, block_size: int, storage_size: int) -> Extent:
+    if not isinstance(value, list | tuple) or len(value) not in (3, 4) or not all(map(_integer, value[:3])):
+        raise _invalid(f'{where}: {value!r} is not [start, physical, length] or [start, physical, length, "ro"]')
+    if len(value) == 4 and value[3] != "ro":
+        raise _invalid(f'{where}: {value[3]!r} is not "ro"')
+    start, physical, length = value[:3]
+    if start < 0 or physical < 0 or length <= 0:
+        raise _invalid(
+            f"{where}: start {start}, physical {physical}, length {length}: none may be negative, length must be above 0"
+        )
+    for name, number in (("start", start), ("physical", physical), ("length", length)):
+        if number % block_size:
+            raise _invalid(f"{where}: {name} {number} is not a multiple of the storage's block size {block_size}")
+    if physical + length > storage_size:
+        raise _invalid(f"{where}: ends at byte {physical + length} of a storage of {storage_size} bytes")
+    if start + length > 1 << 62:
+        raise _invalid(f"{where}: start {start} is beyond any disk")
+    return (start, physical, length, len(value) == 4)
+
+
+def parse_luns(value: object, block_size: int, storage_size: int) -> tuple[Lun, ...]:
+    """Return the LUNs of a mapping, sorted. Raises RpcError INVALID for anything wrong in or between them."""
+    if not isinstance(value, list):
+        raise _invalid(f"luns is {value!r}: it must be a list")
+    luns: list[Lun] = []
+    for record in value:
+        if not isinstance(record, dict):
+            raise _invalid(f"{record!r} is not a LUN: it must be an object with lun, vdisk and extents")
+        unknown = sorted(set(record) - {"lun", "vdisk", "readonly", "extents"})
+        if unknown:
+            raise _invalid(f"unknown key {unknown[0]!r} in a LUN: remove it")
+        number, vdisk, readonly = record.get("lun"), record.get("vdisk"), record.get("readonly", False)
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MAX_LUN:
+            raise _invalid(f"lun is {number!r}: it must be a number from 0 to {MAX_LUN}")
+        if not isinstance(vdisk, str) or not 0 < len(vdisk) <= 255 or not vdisk.isprintable():
+            raise _invalid(f"LUN {number}: vdisk is {vdisk!r}: it must be a name of 1 to 255 characters")
+        if not isinstance(readonly, bool):
+            raise _invalid(f"LUN {number}: readonly is {readonly!r}: it must be true or false")
+        extents = record.get("extents")
+        if not isinstance(extents, list) or not 0 < len(extents) <= MAX_EXTENTS:
+            raise _invalid(f"LUN {number}: extents must be a list of 1 to {MAX_EXTENTS}")
+        found = sorted(
+            _extent(f"LUN {number} extent {n}", one, block_size, storage_size) for n, one in enumerate(extents)
+        )
+        for before, after in zip(found, found[1:], strict=False):
+            if after[0] < before[0] + before[2]:
+                raise _invalid(f"LUN {number}: the extents at {before[0]} and {after[0]} overlap in the vdisk")
+        for other in luns:
+            if other.lun == number:
+                raise _invalid(f"LUN {number} is there twice")
+            if other.vdisk == vdisk:
+                raise _invalid(f"vdisk {vdisk} is there twice, as LUN {other.lun} and LUN {number}")
+        luns.append(Lun(number, vdisk, readonly, tuple(found)))
+    luns.sort(key=lambda one: one.lun)
+    return tuple(luns)
+
+
+def refuse_overlap(vport: str, luns: tuple[Lun, ...], others: list[tuple[str, tuple[Lun, ...]]]) -> None:
+    """Raise RpcError INVALID when two extents of the mapping share a physical byte, or one does with another vport's."""
+    pieces = [
+        (extent[1], extent[1] + extent[2], name, one)
+        for name, owned in [(vport, luns), *others]
+        for one in owned
+        for extent in one.extents
+    ]
+    pieces.sort(key=lambda piece: piece[:2])
+    reach: tuple[int, int, str, Lun] | None = None
+    for piece in pieces:
+        if reach is not None and piece[0] < reach[1] and vport in (piece[2], reach[2]):
+            mine, other = (piece, reach) if piece[2] == vport else (reach, piece)
+            whose = "the same mapping" if other[2] == vport else f"vport {other[2]}"
+            raise _invalid(
+                f"LUN {mine[3].lun} ({mine[3].vdisk}): physical bytes {piece[0]} to {min(piece[1], reach[1])} belong to LUN {other[3].lun} "
+                f"({other[3].vdisk}) of {whose}",
+                vport=other[2], lun=other[3].lun, vdisk=other[3].vdisk,
+            )  # fmt: skip
+        if reach is None or piece[1] > reach[1]:
+            reach = piece

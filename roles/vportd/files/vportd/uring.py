@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Storage back end over io_uring(7), through ctypes: two rings shared with the kernel, one system call a batch."""
+
+import ctypes
+import errno
+import mmap
+import os
+import struct
+
+from vportd.atomic import fence
+from vportd.storage import FLUSH, READ, WRITE, Completion, Pool, Storage, Token, gather, is_aligned, rest_of, scatter
+
+_SYS_SETUP, _SYS_ENTER = 425, 426  # the same on every architecture
+_OFF_SQ_RING, _OFF_SQES = 0, 0x10000000
+_FEAT_SINGLE_MMAP, _FEAT_NODROP = 1, 2
+_OP_READV, _OP_WRITEV, _OP_FSYNC, _OP_READ, _OP_WRITE = 1, 2, 3, 22, 23
+_FSYNC_DATASYNC = 1
+_SETUP_CLAMP = 1 << 4
+_ENTER_GETEVENTS = 1
+_SQE = struct.Struct("<BBHiQQIIQQQQ")  # opcode, flags, ioprio, fd, off, addr, len, op flags, user_data, rest
+_IOVEC = struct.Struct("=QQ")
+_IOV_MAX = 128
+_ENTRIES = 256
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _syscall(number: int, *arguments: int) -> int:
+    result: int = _libc.syscall(ctypes.c_long(number), *(ctypes.c_long(argument) for argument in arguments))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+class UringStorage(Storage):
+    """One ring. At most ``_ENTRIES`` operations are in the kernel; the rest wait here in order."""
+
+    name = "io_uring"
+
+    def __init__(self, fd: int, alignment: int) -> None:
+        """``alignment`` = that of O_DIRECT in bytes, or 1. Raises OSError when the kernel has, or allows, no io_uring."""
+        super().__init__(fd)
+        parameters = bytearray(120)
+        struct.pack_into("<I", parameters, 8, _SETUP_CLAMP)
+        self.event_fd = _syscall(_SYS_SETUP, _ENTRIES, _address(memoryview(parameters)))
+        os.set_inheritable(self.event_fd, False)
+        features = struct.unpack_from("<I", parameters, 20)[0]
+        if features & 3 != _FEAT_SINGLE_MMAP | _FEAT_NODROP:
+            os.close(self.event_fd)
+            raise OSError(errno.ENOSYS, "io_uring is too old")
+        sq_entries, cq_entries = struct.unpack_from("<II", parameters, 0)
+        sq = struct.unpack_from("<7I", parameters, 40)  # head, tail, mask, entries, flags, dropped, array
+        cq = struct.unpack_from("<6I", parameters, 80)  # head, tail, mask, entries, overflow, cqes
+        size = max(sq[6] + 4 * sq_entries, cq[5] + 16 * cq_entries)
+        shared, access = mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ | mmap.PROT_WRITE
+        self._ring = memoryview(mmap.mmap(self.event_fd, size, shared, access, offset=_OFF_SQ_RING))
+        self._sqes = memoryview(mmap.mmap(self.event_fd, 64 * sq_entries, shared, access, offset=_OFF_SQES))
+        words = self._ring[: size // 4 * 4].cast("I")
+        self._words = words
+        self._sq_tail, self._cq_head, self._cq_tail = sq[1] // 4, cq[0] // 4, cq[1] // 4
+        self._sq_mask, self._cq_mask, self._cqes = words[sq[2] // 4], words[cq[2] // 4], cq[5]
+        for index in range(sq_entries):
+            words[sq[6] // 4 + index] = index
+        self._alignment = alignment
+        self._free = list(range(sq_entries))
+        self._slots: list[tuple[Token, int, int, list[memoryview], list[memoryview], memoryview | None] | None] = [
+            None
+        ] * sq_entries
+        self._waiting: list[tuple[Token, int, int, list[memoryview]]] = []
+        self._iovecs = memoryview(mmap.mmap(-1, sq_entries * _IOV_MAX * 16))
+        self._iovecs_at = _address(self._iovecs)
+        self._pool = Pool()
+        self._queued = 0
+
+    @classmethod
+    def probe(cls, fd: int, alignment: int) -> "UringStorage | None":
+        """Return a back end that has just read the first block through the ring, or None where that does not work."""
+        try:
+            storage = cls(fd, alignment)
+        except (OSError, ValueError):
+            return None
+        buffer = memoryview(mmap.mmap(-1, max(mmap.PAGESIZE, alignment)))
+        try:
+            storage.submit(None, READ, 0, [buffer])
+            storage.kick()
+            while not (done := storage.reap()):
+                _syscall(_SYS_ENTER, storage.event_fd, 0, 1, _ENTER_GETEVENTS, 0, 0)
+        except OSError:
+            done = [(None, -1)]
+        if done[0][1] < 0:
+            os.close(storage.event_fd)
+            return None
+        return storage
+
+    def submit(self, token: Token, operation: int, offset: int, views: list[memoryview]) -> None:
+        if not self._free:
+            self._waiting.append((token, operation, offset, views))
+            return
+        buffers, bounce = views, None
+        if operation != FLUSH and (
+            len(views) > _IOV_MAX or (self._alignment > 1 and not is_aligned(views, self._alignment))
+        ):
+            length = sum(map(len, views))
+            bounce = self._pool.get(length)
+            if operation == WRITE:
+                gather(views, bounce)
+            buffers = [bounce[:length]]
+        self._put(token, operation, offset, views, buffers, bounce)
+
+    def _put(
+        self,
+        token: Token,
+        operation: int,
+        offset: int,
+        views: list[memoryview],
+        buffers: list[memoryview],
+        bounce: memoryview | None,
+    ) -> None:
+        slot = self._free.pop()
+        self._slots[slot] = (token, operation, offset, views, buffers, bounce)
+        flags = 0
+        if operation == FLUSH:
+            code, address, length, flags, offset = _OP_FSYNC, 0, 0, _FSYNC_DATASYNC, 0
+        elif len(buffers) == 1:
+            code = _OP_READ if operation == READ else _OP_WRITE
+            address, length = _address(buffers[0]), len(buffers[0])
+        else:
+            code = _OP_READV if operation == READ else _OP_WRITEV
+            at = slot * _IOV_MAX * 16
+            address, length = self._iovecs_at + at, len(buffers)
+            for view in buffers:
+                _IOVEC.pack_into(self._iovecs, at, _address(view), len(view))
+                at += 16
+        tail = self._words[self._sq_tail]
+        _SQE.pack_into(
+            self._sqes, (tail & self._sq_mask) * 64, code, 0, 0, self.fd, offset, address, length, flags, slot, 0, 0, 0
+        )
+        fence()
+        self._words[self._sq_tail] = tail + 1 & 0xFFFFFFFF
+        self._queued += 1
+
+    def kick(self) -> None:
+        while self._queued:
+            try:
+                self._queued -= _syscall(_SYS_ENTER, self.event_fd, self._queued, 0, 0, 0, 0)
+            except OSError as problem:
+                if problem.errno in (errno.EAGAIN, errno.EBUSY, errno.EINTR):
+                    break  # the kernel is short of room: the completions that are due come first
+                raise
+
+    def reap(self) -> list[Completion]:
+        words = self._words
+        done: list[Completion] = []
+        head = words[self._cq_head]
+        tail = words[self._cq_tail]
+        fence()
+        while head != tail:
+            slot, result = struct.unpack_from("<Qi", self._ring, self._cqes + (head & self._cq_mask) * 16)
+            head = head + 1 & 0xFFFFFFFF
+            entry = self._slots[slot]
+            assert entry is not None
+            self._slots[slot] = None
+            self._free.append(slot)
+            token, operation, offset, views, buffers, bounce = entry
+            if operation != FLUSH:
+                total = sum(map(len, buffers))
+                if result in (-errno.EAGAIN, -errno.EINTR):
+                    self._put(token, operation, offset, views, buffers, bounce)
+                    continue
+                if 0 < result < total:  # the rest of a short transfer; what is done already counts as done
+                    whole = sum(map(len, views))
+                    if bounce is not None and operation == READ:
+                        scatter(bounce, views, whole - total + result)
+                    self._put(token, operation, offset + result, views, rest_of(buffers, result), bounce)
+                    continue
+                if bounce is not None:
+                    if operation == READ and result > 0:
+                        scatter(bounce, views, sum(map(len, views)))
+                    self._pool.put(bounce)
+                if result >= 0:
+                    result = sum(map(len, views)) - total + result
+            done.append((token, result))
+        words[self._cq_head] = head
+        while self._waiting and self._free:
+            self.submit(*self._waiting.pop(0))
+        if self._queued:
+            self.kick()
+        return done
+
+    def timeout(self) -> float:
+        return 0.001 if self._queued else -1
+
+    def close(self) -> None:
+        os.close(self.event_fd)
+        super().close()

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Names of the vhost-user protocol (QEMU docs/interop/vhost-user.rst)."""
+
+# Header: u32 request, u32 flags, u32 size
+HEADER = "<III"
+HEADER_SIZE = 12
+VERSION_MASK = 0x3
+VERSION = 0x1
+FLAG_REPLY = 0x4
+FLAG_NEED_REPLY = 0x8
+MAX_PAYLOAD = 4096
+MAX_FDS = 8
+MAX_MEM_REGIONS = 8
+
+# Feature bits of the transport
+VHOST_F_LOG_ALL = 26
+VHOST_USER_F_PROTOCOL_FEATURES = 30
+
+# Protocol features
+VHOST_USER_PROTOCOL_F_MQ = 0
+VHOST_USER_PROTOCOL_F_LOG_SHMFD = 1
+VHOST_USER_PROTOCOL_F_REPLY_ACK = 3
+VHOST_USER_PROTOCOL_F_BACKEND_REQ = 5
+VHOST_USER_PROTOCOL_F_CONFIG = 9
+VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD = 12
+
+# Front-end message types
+VHOST_USER_GET_FEATURES = 1
+VHOST_USER_SET_FEATURES = 2
+VHOST_USER_SET_OWNER = 3
+VHOST_USER_RESET_OWNER = 4
+VHOST_USER_SET_MEM_TABLE = 5
+VHOST_USER_SET_LOG_BASE = 6
+VHOST_USER_SET_LOG_FD = 7
+VHOST_USER_SET_VRING_NUM = 8
+VHOST_USER_SET_VRING_ADDR = 9
+VHOST_USER_SET_VRING_BASE = 10
+VHOST_USER_GET_VRING_BASE = 11
+VHOST_USER_SET_VRING_KICK = 12
+VHOST_USER_SET_VRING_CALL = 13
+VHOST_USER_SET_VRING_ERR = 14
+VHOST_USER_GET_PROTOCOL_FEATURES = 15
+VHOST_USER_SET_PROTOCOL_FEATURES = 16
+VHOST_USER_GET_QUEUE_NUM = 17
+VHOST_USER_SET_VRING_ENABLE = 18
+VHOST_USER_SET_BACKEND_REQ_FD = 21
+VHOST_USER_GET_CONFIG = 24
+VHOST_USER_SET_CONFIG = 25
+VHOST_USER_GET_INFLIGHT_FD = 31
+VHOST_USER_SET_INFLIGHT_FD = 32
+
+# Back-end message types
+VHOST_USER_BACKEND_CONFIG_CHANGE_MSG = 2
+
+# Payloads
+U64 = "<Q"
+VRING_STATE = "<II"  # index, num
+VRING_ADDR = "<IIQQQQ"  # index, flags, descriptor, used, available, log
+VHOST_VRING_F_LOG = 0
+MEM_HEADER = "<II"  # num regions, padding
+MEM_REGION = "<QQQQ"  # guest address, size, user address, mmap offset
+MEM_REGION_SIZE = 32
+LOG = "<QQ"  # mmap size, mmap offset
+CONFIG_HEADER = "<III"  # offset, size, flags
+CONFIG_HEADER_SIZE = 12
+INFLIGHT = "<QQHH"  # mmap size, mmap offset, num queues, queue size
+VRING_INDEX_MASK = 0xFF
+VRING_NOFD_MASK = 0x100
+
+# Inflight I/O tracking, split virtqueue: struct QueueRegionSplit, struct DescStateSplit
+INFLIGHT_QUEUE_HEADER = "<QHHHH"  # features, version, desc_num, last_batch_head, used_idx
+INFLIGHT_VERSION = 1
+INFLIGHT_ALIGNMENT = 64
+
+# Dirty log: one bit for each page of 4096 bytes of guest physical memory
+LOG_PAGE_SHIFT = 12

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The engine's end of a worker: starts the process, sends commands, notices its end. Nothing here ever blocks the engine."""
+
+import asyncio
+import fcntl
+import itertools
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from vportd import channel, journal
+from vportd.errors import ChannelClosed, WorkerDied, WorkerRefused
+
+Message = dict[str, Any]
+
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from vportd.worker import main; main()"
+_PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_CONTROL_FD, _LOCK_FD = 3, 4
+
+
+class WorkerClient:
+    """One worker process. ``on_event`` gets what it says unasked, ``on_exit`` is called once when it has ended."""
+
+    def __init__(
+        self, who: str, lock_fd: int, on_event: Callable[[Message], None], on_exit: Callable[[], None]
+    ) -> None:
+        """Start the process; it holds a copy of ``lock_fd`` as long as it lives."""
+        self.who = who
+        self.exit_text = ""
+        self.closing = False
+        self._on_event = on_event
+        self._on_exit = on_exit
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Message]] = {}
+        self._loop = asyncio.get_running_loop()
+        self.ended = self._loop.create_future()
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (theirs.fileno(), lock_fd)]
+        theirs.close()
+        try:
+            self.pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", "-S", "-c", _PROGRAM, _PACKAGES, str(_CONTROL_FD)],
+                {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, copies[0], _CONTROL_FD),
+                    (os.POSIX_SPAWN_DUP2, copies[1], _LOCK_FD),
+                ],
+            )
+        finally:
+            for fd in copies:
+                os.close(fd)
+        mine.setblocking(False)
+        self._socket = mine
+        self._pidfd = os.pidfd_open(self.pid)
+        self._loop.add_reader(self._pidfd, self._exited)
+        self._loop.add_reader(mine, self._readable)
+
+    @property
+    def alive(self) -> bool:
+        """False from the moment its end was noticed."""
+        return not self.ended.done()
+
+    async def call(
+        self, do: str, fds: list[int] | None = None, timeout: float | None = None, **fields: object
+    ) -> Message:
+        """Send one command and return its answer. Raises WorkerDied, WorkerRefused, TimeoutError (after ``timeout`` seconds)."""
+        if not self.alive:
+            raise WorkerDied(f"{self.who} {self.exit_text}")
+        number = next(self._numbers)
+        future: asyncio.Future[Message] = self._loop.create_future()
+        self._waiting[number] = future
+        try:
+            try:
+                channel.send(self._socket, {"id": number, "do": do, **fields}, fds or [])
+            except ChannelClosed as problem:
+                raise WorkerDied(f"{self.who} has closed its control channel") from problem
+            except BlockingIOError as problem:
+                raise TimeoutError(f"{self.who} does not read its control channel") from problem
+            answer = await asyncio.wait_for(future, timeout)
+        finally:
+            self._waiting.pop(number, None)
+        if "error" in answer:
+            raise WorkerRefused(f"{self.who}: {answer['error']}")
+        return answer
+
+    def _readable(self) -> None:
+        while True:
+            try:
+                message, fds = channel.receive(self._socket)
+            except BlockingIOError:
+                return
+            except ChannelClosed:
+                self._loop.remove_reader(self._socket)
+                self._loop.call_later(1, self.kill)  # should it not end by itself, as it does
+                return
+            for fd in fds:
+                os.close(fd)
+            number = message.get("id")
+            if number is None:
+                self._on_event(message)
+            elif isinstance(number, int) and (future := self._waiting.get(number)) and not future.done():
+                future.set_result(message)
+
+    def _exited(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        self._loop.remove_reader(self._socket)
+        _, status = os.waitpid(self.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        self.exit_text = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        os.close(self._pidfd)
+        self._socket.close()
+        self.ended.set_result(code)
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(WorkerDied(f"{self.who} {self.exit_text}"))
+        if not self.closing:
+            journal.warning(f"{self.who} (pid {self.pid}) {self.exit_text}")
+        self._on_exit()
+
+    def kill(self) -> None:
+        """End the process at once; ``on_exit`` follows."""
+        if self.alive:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def close(self) -> None:
+        """End the process on purpose, and wait until it is gone."""
+        self.closing = True
+        self.kill()
+        await self.ended
