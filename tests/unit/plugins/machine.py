@@ -1,0 +1,531 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A machine for the modules: /sys, /dev and /proc as a tree of files, and what acts behind them.
+
+What acts keeps state and says no where hardware and tools do: an adapter whose number of VFs goes from 0 to N only, a controller that
+does not go online without resources or before its VF exists, a volume group that runs full.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.iovlab.storage.plugins.module_utils._errors import SysfsError
+from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
+from ansible_collections.iovlab.storage.plugins.module_utils._sysfs import Sysfs
+
+PF = "0000:01:00.0"
+IDENTITY = "uuid.0b9d1f8a-5c1e-4a55-9d3e-2f6f1c1f7a10"
+MIB = 1024 * 1024
+
+
+@dataclass
+class Controller:
+    """A secondary controller."""
+
+    cntlid: int
+    vf: int
+    online: bool = False
+    queues: int = 0
+    interrupts: int = 0
+
+
+@dataclass
+class Adapter:
+    """The NVMe adapter behind a PF, with the rules of its firmware and of the kernel."""
+
+    machine: Machine
+    total: int = 4
+    flexible_queues: int = 8
+    flexible_interrupts: int = 8
+    json_style: str = "current"
+    late_links: bool = False  # virtfnN links come a moment after the write returned
+    broken_probe: set[str] = field(default_factory=set)  # VFs that no driver takes
+    multipath: bool = False
+    numvfs: int = 0
+    stuck: bool = False  # a write to sriov_numvfs never comes back
+
+    def __post_init__(self) -> None:
+        self.controllers = {number: Controller(cntlid=number, vf=number) for number in range(1, self.total + 1)}
+        self._names = iter(range(1, 1000))
+
+    def address(self, index: int) -> str:
+        return f"0000:01:00.{index + 1}"
+
+    def controller_of(self, address: str) -> Controller:
+        return self.controllers[int(address[-1])]
+
+    # What the kernel does on writes to sysfs
+
+    def set_numvfs(self, count: int) -> None:
+        if self.stuck:
+            raise SysfsError(f"writing '{count}' to sriov_numvfs did not come back within 1 s")
+        if count and self.numvfs:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        if count > self.total:
+            raise OSError(errno.ERANGE, "Numerical result out of range")
+        for index in range(self.numvfs if count == 0 else 0):
+            if self.machine.link(f"bus/pci/devices/{self.address(index)}/driver"):
+                self.unbind(self.address(index))
+            shutil.rmtree(self.machine.sys / "bus/pci/devices" / self.address(index))
+            (self.machine.sys / "bus/pci/devices" / PF / f"virtfn{index}").unlink()
+        self.numvfs = count
+        self.machine.write(f"bus/pci/devices/{PF}/sriov_numvfs", str(count))
+        if self.late_links:
+            threading.Timer(0.05, self._show_vfs).start()
+        else:
+            self._show_vfs()
+
+    def _show_vfs(self) -> None:
+        for index in range(self.numvfs):
+            address = self.address(index)
+            base = f"bus/pci/devices/{address}"
+            self.machine.write(f"{base}/class", "0x010802")
+            self.machine.write(f"{base}/driver_override", "(null)")
+            self.machine.symlink(f"{base}/physfn", f"../{PF}")
+            (self.machine.sys / "kernel/iommu_groups" / str(20 + index)).mkdir(exist_ok=True)
+            self.machine.symlink(f"{base}/iommu_group", f"../../../../kernel/iommu_groups/{20 + index}")
+            self.machine.symlink(f"bus/pci/devices/{PF}/virtfn{index}", f"../{address}")
+            if self.machine.read(f"bus/pci/devices/{PF}/sriov_drivers_autoprobe") == "1":
+                self.bind(address, "nvme")
+
+    def probe(self, address: str) -> None:
+        override = self.machine.read(f"bus/pci/devices/{address}/driver_override")
+        if override not in ("", "(null)") and address not in self.broken_probe:
+            self.bind(address, override)
+
+    def bind(self, address: str, driver: str) -> None:
+        if not (self.machine.sys / "bus/pci/drivers" / driver).is_dir():
+            return
+        base = f"bus/pci/devices/{address}"
+        self.machine.symlink(f"{base}/driver", f"../../../../bus/pci/drivers/{driver}")
+        if driver == "nvme":
+            self.machine.show_controller(address, f"nvme{next(self._names)}", self.controller_of(address).online, self.multipath)
+
+    def unbind(self, address: str) -> None:
+        base = self.machine.sys / "bus/pci/devices" / address
+        (base / "driver").unlink()
+        for controller in (base / "nvme").glob("nvme*"):
+            for node in self.machine.dev.glob(f"{controller.name}*"):
+                node.unlink()
+        shutil.rmtree(base / "nvme", ignore_errors=True)
+
+    # What the firmware answers
+
+    def nvme(self, command: str, options: dict[str, str]) -> tuple[int, str | bytes, str]:
+        if command == "virt-mgmt":
+            return self.virt_mgmt({key: int(value) for key, value in options.items()})
+        if command == "list-secondary":
+            return 0, self.list_secondary(int(options["cntid"]), options["output-format"]), ""
+        if command == "primary-ctrl-caps":
+            return 0, self.capabilities(options["output-format"]), ""
+        if command == "list-ns":
+            return 0, json.dumps({"nsid_list": [{"nsid": 1}]}), ""
+        return 1, "", f"ERROR: Invalid sub-command '{command}'"
+
+    def virt_mgmt(self, options: dict[str, int]) -> tuple[int, str, str]:
+        controller = self.controllers.get(options["cntlid"])
+        if controller is None:
+            return 1, "", "NVMe status: Invalid Controller Identifier: (0x411f)"
+        action = options["act"]
+        if action == 7:
+            controller.online, controller.queues, controller.interrupts = False, 0, 0
+        elif action == 8:
+            if controller.online:
+                return 1, "", "NVMe status: Invalid Secondary Controller State: (0x4120)"
+            kind = "queues" if options["rt"] == 0 else "interrupts"
+            limit = self.flexible_queues if options["rt"] == 0 else self.flexible_interrupts
+            others = sum(getattr(other, kind) for other in self.controllers.values() if other is not controller)
+            if others + options["nr"] > limit or options["nr"] > limit // self.total:
+                return 1, "", "NVMe status: Invalid Number of Controller Resources: (0x4121)"
+            setattr(controller, kind, options["nr"])
+        elif action == 9:
+            if controller.vf > self.numvfs or controller.queues < 2 or controller.interrupts < 1:
+                return 1, "", "NVMe status: Invalid Secondary Controller State: (0x4120)"
+            controller.online = True
+        return 0, f"success, Number of Controller Resources Modified (NRM):{options.get('nr', 0)}\n", ""
+
+    def list_secondary(self, lowest: int, form: str) -> str | bytes:
+        listed = [entry for entry in self.controllers.values() if entry.cntlid >= lowest][:127]
+        if form == "binary":
+            data = struct.pack("<B31x", len(listed))
+            for entry in listed:
+                data += struct.pack("<HHB3xHHH18x", entry.cntlid, 0, entry.online, entry.vf, entry.queues, entry.interrupts)
+            return data.ljust(4096, b"\0")
+        if self.json_style == "unusable":
+            return '{"secondary-controllers":[{"scid":1,'
+        if self.json_style == "short":
+            rows: list[Any] = [
+                {"scid": e.cntlid, "vfn": e.vf, "scs": str(int(e.online)), "nvq": e.queues, "nvi": e.interrupts} for e in listed
+            ]
+            return json.dumps(rows)
+        rows = [
+            {
+                "secondary-controller-identifier": entry.cntlid,
+                "primary-controller-identifier": 0,
+                "secondary-controller-state": int(entry.online),
+                "virtual-function-number": entry.vf,
+                "num-virtual-queues": entry.queues,
+                "num-virtual-interrupts": entry.interrupts,
+            }
+            for entry in listed
+        ]
+        return json.dumps({"num": len(rows), "secondary-controllers": rows})
+
+    def capabilities(self, form: str) -> str | bytes:
+        queues, interrupts = self.flexible_queues, self.flexible_interrupts
+        if form == "binary":
+            data = bytearray(4096)
+            struct.pack_into("<IIHHHH", data, 32, queues, 0, 0, 2, queues // self.total, 1)
+            struct.pack_into("<IIHHHH", data, 64, interrupts, 0, 0, 1, interrupts // self.total, 1)
+            return bytes(data)
+        if self.json_style == "unusable":
+            return "not json"
+        caps = {"vqfrt": queues, "vqrfa": 0, "vqrfap": 0, "vqprt": 2, "vqfrsm": queues // self.total}
+        return json.dumps(caps | {"vifrt": interrupts, "virfa": 0, "virfap": 0, "viprt": 1, "vifrsm": interrupts // self.total})
+
+
+class KernelSysfs(Sysfs):
+    """sysfs whose attributes act when they are written."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(str(machine.sys))
+        self._machine = machine
+
+    def write(self, path: str, value: str, timeout: float) -> None:
+        machine = self._machine
+        machine.written.append((path, value.strip()))
+        value = value.strip()
+        target = machine.sys / path
+        try:
+            if not (target.exists() or path.endswith("/driver/unbind") and machine.link(os.path.dirname(path))):
+                raise OSError(errno.ENOENT, "No such file or directory")
+            if path.endswith("/sriov_numvfs"):
+                machine.adapter.set_numvfs(int(value))
+            elif path == "bus/pci/drivers_probe":
+                machine.adapter.probe(value)
+            elif path.endswith("/driver/unbind"):
+                machine.adapter.unbind(value)
+            else:
+                machine.write(path, value or "(null)")
+        except OSError as exc:
+            raise SysfsError(f"the kernel refused {value!r} for {target}: {exc.strerror}; see dmesg for why") from exc
+
+
+class Machine:
+    """``Machine(tmp_path)`` has one PF, 0000:01:00.0, with a namespace of 24 MiB; ``host`` is what modules get."""
+
+    def __init__(self, root: Path, size: int = 24 * MIB) -> None:
+        self.root = root
+        self.sys, self.dev, self.proc = root / "sys", root / "dev", root / "proc"
+        self.size = size
+        self.missing: set[str] = set()  # programs that are not installed
+        self.modules = {"vfio-pci"}  # drivers that modprobe can load
+        self.written: list[tuple[str, str]] = []
+        self.commands: list[list[str]] = []
+        self.interceptor: Callable[[list[str]], tuple[int, str, str] | None] = lambda _arguments: None
+        for directory in ("sys/bus/pci/drivers/nvme", "sys/class/block", "sys/kernel/iommu_groups/9", "dev", "proc", "lock"):
+            (root / directory).mkdir(parents=True)
+        self.write("bus/pci/drivers_probe", "")
+        self.adapter = Adapter(self)
+        base = f"bus/pci/devices/{PF}"
+        for name, value in {
+            "class": "0x010802",
+            "sriov_totalvfs": "4",
+            "sriov_numvfs": "0",
+            "sriov_offset": "1",
+            "sriov_stride": "1",
+            "sriov_drivers_autoprobe": "1",
+        }.items():
+            self.write(f"{base}/{name}", value)
+        self.symlink(f"{base}/driver", "../../../../bus/pci/drivers/nvme")
+        self.symlink(f"{base}/iommu_group", "../../../../kernel/iommu_groups/9")
+        self.show_controller(PF, "nvme0", live=True, multipath=False)
+        self.lvm = VolumeGroups(self)
+        self.host = Host(KernelSysfs(self), str(self.dev), str(self.proc), str(root / "lock"), self.run)
+
+    @property
+    def device(self) -> Path:
+        return self.dev / "nvme0n1"
+
+    def read(self, path: str) -> str:
+        return (self.sys / path).read_text().strip()
+
+    def write(self, path: str, value: str) -> None:
+        target = self.sys / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(value + "\n")
+
+    def symlink(self, path: str, target: str) -> None:
+        link = self.sys / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
+
+    def link(self, path: str) -> str | None:
+        link = self.sys / path
+        return os.path.basename(os.readlink(link)) if link.is_symlink() else None
+
+    def show_controller(self, address: str, name: str, live: bool, multipath: bool) -> None:
+        """What the nvme driver shows for a function: a controller, and its namespace when the controller is live."""
+        base = f"bus/pci/devices/{address}/nvme/{name}"
+        self.write(f"{base}/state", "live" if live else "connecting")
+        (self.dev / name).write_text("")
+        if not live:
+            return
+        node = f"{name[:5]}c1n1" if multipath else f"{name}n1"
+        for key, value in {"nsid": "1", "size": str(self.size // 512), "wwid": IDENTITY, "dev": f"259:{name[4:]}"}.items():
+            self.write(f"{base}/{node}/{key}", value)
+        (self.sys / base / node / "holders").mkdir()
+        if not multipath:
+            with (self.dev / node).open("wb") as file:
+                file.truncate(self.size if address == PF else 4096)
+
+    def process(self, pid: int, comm: str, cmdline: list[str], opened: list[Path] | None = None) -> None:
+        base = self.proc / str(pid)
+        (base / "fd").mkdir(parents=True)
+        (base / "comm").write_text(comm + "\n")
+        (base / "cmdline").write_bytes(b"\0".join(argument.encode() for argument in cmdline) + b"\0")
+        for number, path in enumerate(opened or ()):
+            (base / "fd" / str(number)).symlink_to(path)
+
+    def run(self, arguments: list[str], encoding: str | None) -> tuple[int, Any, Any]:
+        """The runner: ``timeout`` and what it is asked to run."""
+        assert arguments[:2] == ["timeout", "--kill-after=5"], f"a command without a deadline: {arguments}"
+        assert float(arguments[2]) > 0
+        command = arguments[3:]
+        self.commands.append(command)
+        code, out, err = self._answer(command)
+        if encoding is None:
+            return code, out if isinstance(out, bytes) else out.encode(), err.encode()
+        return code, out.decode(errors="replace") if isinstance(out, bytes) else out, err
+
+    def _answer(self, command: list[str]) -> tuple[int, str | bytes, str]:
+        program = command[0]
+        if program in self.missing:
+            return 127, "", f"timeout: failed to run command '{program}': No such file or directory"
+        intercepted = self.interceptor(command)
+        if intercepted is not None:
+            return intercepted
+        if program == "nvme":
+            options = dict(part[2:].split("=", 1) for part in command[3:])
+            return self.adapter.nvme(command[1], options)
+        if program == "modprobe":
+            return self._modprobe(command)
+        return self.lvm.command(command)
+
+    def _modprobe(self, command: list[str]) -> tuple[int, str, str]:
+        driver = command[-1]
+        if driver not in self.modules:
+            return 1, "", f"modprobe: FATAL: Module {driver} not found in directory /lib/modules/6.12"
+        if "--dry-run" not in command:
+            (self.sys / "bus/pci/drivers" / driver).mkdir(exist_ok=True)
+        return 0, "", ""
+
+    def fingerprint(self) -> str:
+        """A hash over everything that a module could change."""
+        digest = hashlib.sha256()
+        for path in sorted(self.root.rglob("*")):
+            if path.is_relative_to(self.root / "lock"):
+                continue
+            digest.update(str(path.relative_to(self.root)).encode())
+            if path.is_symlink():
+                digest.update(os.readlink(path).encode())
+            elif path.is_file():
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(repr(sorted(self.adapter.controllers.items())).encode())
+        digest.update(repr((self.lvm.groups, self.lvm.signature)).encode())
+        return digest.hexdigest()
+
+
+@dataclass
+class Volume:
+    ranges: list[tuple[int, int]]  # (first physical extent, count)
+    tags: set[str]
+    kind: str = "linear"
+
+    @property
+    def count(self) -> int:
+        return sum(count for _first, count in self.ranges)
+
+
+@dataclass
+class Group:
+    extent_size: int
+    autoactivation: bool
+    total: int
+    volumes: dict[str, Volume] = field(default_factory=dict)
+
+    def free(self) -> list[int]:
+        taken = {first + n for volume in self.volumes.values() for first, count in volume.ranges for n in range(count)}
+        return [extent for extent in range(self.total) if extent not in taken]
+
+    def take(self, count: int) -> list[tuple[int, int]]:
+        ranges: list[tuple[int, int]] = []
+        for extent in self.free()[:count]:
+            if ranges and sum(ranges[-1]) == extent:
+                ranges[-1] = (ranges[-1][0], ranges[-1][1] + 1)
+            else:
+                ranges.append((extent, 1))
+        return ranges
+
+
+class VolumeGroups:
+    """LVM on the machine's one namespace."""
+
+    PE_START = MIB
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.groups: dict[str, Group] = {}
+        self.signature: str | None = None
+        self.devices = 1
+
+    def command(self, command: list[str]) -> tuple[int, str, str]:
+        program, rest = command[0], command[1:]
+        if program == "wipefs":
+            found = [{"device": "nvme0n1", "offset": "0x438", "type": self.signature}] if self.signature else []
+            found += [{"device": "nvme0n1", "offset": "0x218", "type": "LVM2_member"}] if self.groups else []
+            return 0, json.dumps({"signatures": found}) if found else "", ""
+        if rest[:2] != ["--devices", str(self._machine.device)] or "activation=0" not in rest[3]:
+            return 5, "", f"{shlex.join(command)}: a command that may see another path or activate a volume"
+        flags, words = self._parse(rest[4:])
+        try:
+            return 0, getattr(self, f"_{program}")(flags, words), ""
+        except (ValueError, KeyError) as exc:
+            return 5, "", f"  {exc}"
+
+    @staticmethod
+    def _parse(arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+        flags: dict[str, list[str]] = {}
+        words: list[str] = []
+        valued = {
+            "--setautoactivation", "--physicalextentsize", "--type", "--activate", "--zero", "--wipesignatures", "--addtag",
+            "--deltag", "--size", "--name", "--reportformat", "--units", "-o",
+        }  # fmt: skip
+        rest = iter(arguments)
+        for argument in rest:
+            if argument in valued:
+                flags.setdefault(argument, []).append(next(rest))
+            elif argument.startswith("-"):
+                flags[argument] = []
+            else:
+                words.append(argument)
+        return flags, words
+
+    def _extents(self, group: Group, size: str) -> int:
+        assert size.endswith("b")
+        return -(-int(size[:-1]) // group.extent_size)
+
+    def _find(self, word: str) -> tuple[Group, str]:
+        group, _, volume = word.partition("/")
+        if group not in self.groups:
+            raise ValueError(f'Volume group "{group}" not found')
+        if volume and volume not in self.groups[group].volumes:
+            raise ValueError(f'Failed to find logical volume "{word}"')
+        return self.groups[group], volume
+
+    def _vgcreate(self, flags: dict[str, list[str]], words: list[str]) -> str:
+        assert "--yes" in flags or not self.signature
+        name, device = words
+        if self.groups:
+            raise ValueError(f"Physical volume '{device}' is already in volume group")
+        extent_size = int(flags["--physicalextentsize"][0][:-1])
+        total = (self._machine.size - self.PE_START) // extent_size
+        self.groups[name] = Group(extent_size, flags["--setautoactivation"] != ["n"], total)
+        return ""
+
+    def _vgchange(self, flags: dict[str, list[str]], words: list[str]) -> str:
+        self._find(words[0])[0].autoactivation = flags["--setautoactivation"] != ["n"]
+        return ""
+
+    def _vgremove(self, _flags: dict[str, list[str]], words: list[str]) -> str:
+        if self._find(words[0])[0].volumes:
+            raise ValueError(f'Volume group "{words[0]}" not removed')
+        del self.groups[words[0]]
+        return ""
+
+    def _pvremove(self, _flags: dict[str, list[str]], words: list[str]) -> str:
+        if self.groups:
+            raise ValueError(f"PV {words[0]} is used by a VG")
+        return ""
+
+    def _lvcreate(self, flags: dict[str, list[str]], words: list[str]) -> str:
+        if flags["--activate"] != ["n"] or flags["--zero"] != ["n"] or flags["--wipesignatures"] != ["n"]:
+            raise ValueError("this would activate the volume")
+        group, _ = self._find(words[0])
+        count = self._extents(group, flags["--size"][0])
+        (name,) = flags["--name"]
+        if name in group.volumes:
+            raise ValueError(f'Logical Volume "{name}" already exists')
+        if count > len(group.free()):
+            raise ValueError("Insufficient free space")
+        group.volumes[name] = Volume(group.take(count), set(flags["--addtag"]))
+        return ""
+
+    def _lvextend(self, flags: dict[str, list[str]], words: list[str]) -> str:
+        group, name = self._find(words[0])
+        volume = group.volumes[name]
+        more = self._extents(group, flags["--size"][0]) - volume.count
+        if more > len(group.free()):
+            raise ValueError("Insufficient free space")
+        volume.ranges += group.take(more)
+        return ""
+
+    def _lvremove(self, _flags: dict[str, list[str]], words: list[str]) -> str:
+        group, name = self._find(words[0])
+        del group.volumes[name]
+        return ""
+
+    def _lvchange(self, flags: dict[str, list[str]], words: list[str]) -> str:
+        group, name = self._find(words[0])
+        group.volumes[name].tags -= set(flags.get("--deltag", ()))
+        group.volumes[name].tags |= set(flags.get("--addtag", ()))
+        return ""
+
+    def _pvs(self, _flags: dict[str, list[str]], _words: list[str]) -> str:
+        rows = [
+            {
+                "pv_name": str(self._machine.device),
+                "pe_start": str(self.PE_START),
+                "vg_name": name,
+                "vg_uuid": "AAAAAA-BBBB",
+                "vg_extent_size": str(group.extent_size),
+                "vg_size": str(group.total * group.extent_size),
+                "vg_free": str(len(group.free()) * group.extent_size),
+                "pv_count": str(self.devices),
+                "vg_autoactivation": "enabled" if group.autoactivation else "",
+            }
+            for name, group in self.groups.items()
+        ]
+        return json.dumps({"report": [{"pv": rows}]})
+
+    def _lvs(self, _flags: dict[str, list[str]], words: list[str]) -> str:
+        group, _ = self._find(words[0])
+        return json.dumps({"report": [{"seg": list(self._segments(group))}]})
+
+    def _segments(self, group: Group) -> Iterator[dict[str, str]]:
+        for name, volume in group.volumes.items():
+            start = 0
+            for first, count in volume.ranges:
+                yield {
+                    "lv_name": name,
+                    "lv_uuid": re.sub("[^a-z0-9]", "", name),
+                    "lv_size": str(volume.count * group.extent_size),
+                    "lv_tags": ",".join(sorted(volume.tags)),
+                    "segtype": volume.kind,
+                    "seg_start": str(start),
+                    "seg_size": str(count * group.extent_size),
+                    "seg_pe_ranges": f"{self._machine.device}:{first}-{first + count - 1}",
+                }
+                start += count * group.extent_size

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""sriov_vf: VFs come and go as asked, and never from under somebody."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.unit.plugins.machine import IDENTITY, PF, Machine
+from tests.unit.plugins.runner import Modules
+
+VF0, VF1 = "0000:01:00.1", "0000:01:00.2"
+
+
+def test_vfs_get_resources_go_online_and_show_the_namespace(machine: Machine, modules: Modules) -> None:
+    result = modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=2, queues=2, interrupts=1)
+
+    assert [vf["address"] for vf in result["vfs"]] == [VF0, VF1]
+    for vf in result["vfs"]:
+        assert (vf["online"], vf["queues"], vf["interrupts"], vf["driver"]) == (True, 2, 1, "nvme")
+        assert [(space["nsid"], space["size"], space["identity"]) for space in vf["namespaces"]] == [(1, machine.size, IDENTITY)]
+        assert vf["users"] == []
+    assert machine.read(f"bus/pci/devices/{PF}/sriov_drivers_autoprobe") == "1"
+
+
+def test_the_kernel_is_kept_from_binding_a_vf_before_it_is_online(machine: Machine, modules: Modules) -> None:
+    modules.sriov_vf(pf=PF, count=1)
+
+    order = [path.rsplit("/", 1)[-1] for path, _value in machine.written]
+    assert order == ["sriov_drivers_autoprobe", "sriov_numvfs", "driver_override", "drivers_probe", "sriov_drivers_autoprobe"]
+    actions = [command[4] for command in machine.commands if command[1] == "virt-mgmt"]
+    assert actions == ["--act=7", "--act=8", "--act=8", "--act=9"]
+
+
+def test_resources_left_out_are_shared_out_evenly(modules: Modules) -> None:
+    result = modules.sriov_vf(pf=PF, count=4)
+    assert {(vf["queues"], vf["interrupts"]) for vf in result["vfs"]} == {(2, 2)}
+
+
+def test_autoprobe_that_was_off_stays_off(machine: Machine, modules: Modules) -> None:
+    machine.write(f"bus/pci/devices/{PF}/sriov_drivers_autoprobe", "0")
+    modules.sriov_vf(pf=PF, count=1)
+    assert machine.read(f"bus/pci/devices/{PF}/sriov_drivers_autoprobe") == "0"
+
+
+def test_links_that_come_late_are_waited_for(machine: Machine, modules: Modules) -> None:
+    machine.adapter.late_links = True
+    assert len(modules.sriov_vf(pf=PF, count=3)["vfs"]) == 3
+
+
+@pytest.mark.parametrize("style", ["current", "short", "unusable"])
+def test_every_form_of_the_secondary_list_is_understood(machine: Machine, modules: Modules, style: str) -> None:
+    machine.adapter.json_style = style
+    result = modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=2)
+    assert [vf["cntlid"] for vf in result["vfs"]] == [1, 2]
+    assert ("binary" in str(machine.commands)) == (style == "unusable")
+
+
+def test_vfio_pci_is_loaded_and_takes_the_vfs(machine: Machine, modules: Modules) -> None:
+    result = modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=2, driver="vfio-pci")
+    assert {vf["driver"] for vf in result["vfs"]} == {"vfio-pci"}
+    assert "load driver vfio-pci" in result["steps"]
+
+
+def test_a_driver_is_changed_without_touching_the_controller(machine: Machine, modules: Modules) -> None:
+    modules.sriov_vf(pf=PF, count=1)
+    machine.commands.clear()
+    result = modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=1, driver="none")
+    assert result["vfs"][0]["driver"] is None
+    assert not [command for command in machine.commands if command[1] == "virt-mgmt"]
+
+
+def test_a_vf_that_went_offline_is_brought_back(machine: Machine, modules: Modules) -> None:
+    modules.sriov_vf(pf=PF, count=2)
+    machine.adapter.virt_mgmt({"cntlid": 2, "act": 7})
+    result = modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=2)
+    assert result["vfs"][1]["online"]
+    assert not [step for step in result["steps"] if VF0 in step or "of VF 0" in step]
+
+
+def test_resources_left_with_vfs_that_will_not_exist_are_taken_back(machine: Machine, modules: Modules) -> None:
+    machine.adapter.flexible_queues = 5
+    machine.adapter.total = 2
+    for cntlid in (3, 4):
+        machine.adapter.controllers[cntlid].queues = 2
+    result = modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=1, queues=2)
+    assert result["vfs"][0]["queues"] == 2
+    assert machine.adapter.controllers[4].queues == 0
+
+
+def test_all_vfs_are_removed(machine: Machine, modules: Modules) -> None:
+    modules.sriov_vf(pf=PF, count=3)
+    result = modules.settles("sriov_vf", machine.fingerprint, pf=PF, state="absent")
+    assert result["vfs"] == []
+
+
+def test_another_count_recreates_all_vfs_only_with_leave(machine: Machine, modules: Modules) -> None:
+    modules.sriov_vf(pf=PF, count=2)
+    before = machine.fingerprint()
+    message = modules.refused("sriov_vf", pf=PF, count=3)
+    assert "2 VFs" in message
+    assert "allow_recreate" in message
+    assert machine.fingerprint() == before
+    assert len(modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=3, allow_recreate=True)["vfs"]) == 3
+
+
+def _no_device(machine: Machine) -> dict[str, Any]:
+    return {"pf": "0000:09:00.0", "count": 1}
+
+
+def _no_sriov(machine: Machine) -> dict[str, Any]:
+    (machine.sys / f"bus/pci/devices/{PF}/sriov_totalvfs").unlink()
+    return {"pf": PF, "count": 1}
+
+
+def _a_vf(machine: Machine) -> dict[str, Any]:
+    machine.adapter.set_numvfs(1)
+    return {"pf": VF0, "count": 1}
+
+
+def _a_nic(machine: Machine) -> dict[str, Any]:
+    machine.write(f"bus/pci/devices/{PF}/class", "0x020000")
+    return {"pf": PF, "count": 1}
+
+
+def _undriven(machine: Machine) -> dict[str, Any]:
+    (machine.sys / f"bus/pci/devices/{PF}/driver").unlink()
+    shutil.rmtree(machine.sys / f"bus/pci/devices/{PF}/nvme")
+    return {"pf": PF, "count": 1}
+
+
+def _too_many(machine: Machine) -> dict[str, Any]:
+    return {"pf": PF, "count": 5}
+
+
+def _no_driver(machine: Machine) -> dict[str, Any]:
+    machine.modules.clear()
+    return {"pf": PF, "count": 1, "driver": "vfio-pci"}
+
+
+def _no_iommu(machine: Machine) -> dict[str, Any]:
+    (machine.sys / f"bus/pci/devices/{PF}/iommu_group").unlink()
+    return {"pf": PF, "count": 1, "driver": "vfio-pci"}
+
+
+def _no_nvme_cli(machine: Machine) -> dict[str, Any]:
+    machine.missing.add("nvme")
+    return {"pf": PF, "count": 1}
+
+
+def _too_many_queues(machine: Machine) -> dict[str, Any]:
+    return {"pf": PF, "count": 4, "queues": 3}
+
+
+def _too_few_queues(machine: Machine) -> dict[str, Any]:
+    return {"pf": PF, "count": 4, "queues": 1}
+
+
+def _bad_address(machine: Machine) -> dict[str, Any]:
+    return {"pf": "nvme0", "count": 1}
+
+
+def _no_count(machine: Machine) -> dict[str, Any]:
+    return {"pf": PF, "count": 0}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_no_device, ["no PCI device 0000:09:00.0"]),
+        (_no_sriov, [PF, "no SR-IOV"]),
+        (_a_vf, [VF0, f"VF of {PF}"]),
+        (_a_nic, ["no NVMe controller", "0x020000"]),
+        (_undriven, ["no driver", "bind the PF"]),
+        (_too_many, ["5 VFs", "4"]),
+        (_no_driver, ["no driver vfio-pci"]),
+        (_no_iommu, ["IOMMU"]),
+        (_no_nvme_cli, ["nvme is not installed", "nvme-cli"]),
+        (_too_many_queues, ["queues: 3", "2 at most"]),
+        (_too_few_queues, ["queues: 1", "2 or more"]),
+        (_bad_address, ["'nvme0' is not a PCI address"]),
+        (_no_count, ["count: 0", "state=absent"]),
+    ],
+)
+@pytest.mark.parametrize("check", [False, True])
+def test_what_cannot_be_is_refused_before_anything_is_touched(
+    machine: Machine, modules: Modules, spoil: Callable[[Machine], dict[str, Any]], words: list[str], check: bool
+) -> None:
+    arguments = spoil(machine)
+    before = machine.fingerprint()
+    message = modules.refused("sriov_vf", check=check, **arguments)
+    assert [word for word in words if word not in message] == []
+    assert machine.fingerprint() == before
+
+
+def _opened_block_device(machine: Machine) -> str:
+    machine.process(4711, "dd", ["dd", "if=/dev/nvme2n1"], [machine.dev / "nvme2n1"])
+    return "process 4711 (dd) with nvme2n1 open"
+
+
+def _vfio_holder(machine: Machine) -> str:
+    machine.symlink(f"bus/pci/devices/{VF1}/other", "x")
+    (machine.sys / f"bus/pci/devices/{VF1}/driver").unlink()
+    machine.symlink(f"bus/pci/devices/{VF1}/driver", "../../../../bus/pci/drivers/vfio-pci")
+    machine.process(4712, "spdk_tgt", ["spdk_tgt"], [machine.dev / "vfio/21"])
+    return "process 4712 (spdk_tgt) by VFIO"
+
+
+def _vfio_character_device(machine: Machine) -> str:
+    (machine.sys / f"bus/pci/devices/{VF1}/vfio-dev/vfio3").mkdir(parents=True)
+    machine.process(4715, "engine", ["engine"], [machine.dev / "vfio/devices/vfio3"])
+    return "process 4715 (engine) by VFIO"
+
+
+def _guest(machine: Machine) -> str:
+    machine.process(4713, "qemu-system-x86", ["/usr/bin/qemu-system-x86_64", "-name", "guest=web1,debug-threads=on", "-device", f'{{"driver":"vfio-pci","host":"{VF1}"}}'])
+    return "virtual machine web1 (process 4713)"
+
+
+def _mounted(machine: Machine) -> str:
+    (machine.proc / "self").mkdir()
+    (machine.proc / "self/mountinfo").write_text("36 35 259:2 / /srv/data rw,noatime - ext4 /dev/nvme2n1 rw\n")
+    return "mount of nvme2n1 on /srv/data"
+
+
+def _lvm_held(machine: Machine) -> str:
+    (machine.sys / f"bus/pci/devices/{VF1}/nvme/nvme2/nvme2n1/holders/dm-0").mkdir()
+    machine.write("class/block/dm-0/dm/name", "san-web1")
+    machine.write("class/block/dm-0/dm/uuid", "LVM-abc")
+    return "LVM volume san-web1 on nvme2n1"
+
+
+def _swap(machine: Machine) -> str:
+    (machine.proc / "swaps").write_text("Filename Type Size Used Priority\n/dev/nvme2n1 partition 1 0 -2\n")
+    return "swap on nvme2n1"
+
+
+@pytest.mark.parametrize(
+    "use", [_opened_block_device, _vfio_holder, _vfio_character_device, _guest, _mounted, _lvm_held, _swap]
+)
+@pytest.mark.parametrize(
+    "change",
+    [{"count": 3, "allow_recreate": True}, {"count": 3}, {"state": "absent"}, {"count": 2, "driver": "none"}],
+    ids=["recreate", "count", "absent", "driver"],
+)
+def test_a_vf_in_use_is_never_taken_away(
+    machine: Machine, modules: Modules, use: Callable[[Machine], str], change: dict[str, Any]
+) -> None:
+    modules.sriov_vf(pf=PF, count=2)
+    user = use(machine)
+    before = machine.fingerprint()
+    message = modules.refused("sriov_vf", pf=PF, **change)
+    assert f"VF {VF1} is in use by {user}" in message
+    assert machine.fingerprint() == before
+    listed = modules.sriov_vf_info(pf=PF)["adapters"][0]["vfs"][1]["users"]
+    assert any(user in entry for entry in listed)
+
+
+def test_udev_that_looks_at_a_new_device_is_no_user(machine: Machine, modules: Modules) -> None:
+    modules.sriov_vf(pf=PF, count=2)
+    machine.process(500, "(udev-worker)", ["(udev-worker)"], [machine.dev / "nvme2n1"])
+    assert modules.sriov_vf(pf=PF, state="absent")["changed"]
+
+
+@pytest.mark.parametrize("count_before", [0, 2])
+def test_a_step_that_fails_takes_the_adapter_back_to_where_it_was(
+    machine: Machine, modules: Modules, count_before: int
+) -> None:
+    if count_before:
+        modules.sriov_vf(pf=PF, count=count_before)
+    shown = modules.sriov_vf_info(pf=PF)["adapters"][0]
+    machine.adapter.broken_probe = {"0000:01:00.3"}
+    message = modules.refused("sriov_vf", pf=PF, count=3, allow_recreate=True, timeout=1)
+    assert "0000:01:00.3 did not come to driver nvme" in message
+    assert "was put back to the state before" in message
+    after = modules.sriov_vf_info(pf=PF)["adapters"][0]
+    for adapter in (shown, after):
+        for vf in adapter["vfs"]:
+            del vf["controller"], vf["namespaces"]  # the kernel gives new names
+    assert after == shown
+    assert machine.read(f"bus/pci/devices/{PF}/sriov_drivers_autoprobe") == "1"
+
+
+def test_what_is_left_is_said_when_going_back_fails_too(machine: Machine, modules: Modules) -> None:
+    modules.sriov_vf(pf=PF, count=2)
+    machine.adapter.broken_probe = {VF0, VF1}
+    message = modules.refused("sriov_vf", pf=PF, count=2, driver="vfio-pci", timeout=1)
+    assert "did not come to driver vfio-pci" in message
+    assert f"left: 2 VFs on {PF} ({VF0} with no driver, {VF1} with no driver)" in message
+
+
+def test_a_namespace_hidden_by_multipath_is_reported(machine: Machine, modules: Modules) -> None:
+    machine.adapter.multipath = True
+    message = modules.refused("sriov_vf", pf=PF, count=1, timeout=1)
+    assert "nvme_core.multipath=N" in message
+    assert "was put back" in message
+
+
+def test_a_write_that_hangs_is_reported(machine: Machine, modules: Modules) -> None:
+    machine.adapter.stuck = True
+    assert "did not come back" in modules.refused("sriov_vf", pf=PF, count=1, timeout=1)
+
+
+def test_a_command_that_hangs_is_reported(machine: Machine, modules: Modules) -> None:
+    machine.interceptor = lambda command: (124, "", "") if command[1] == "virt-mgmt" else None
+    assert "gave no answer within" in modules.refused("sriov_vf", pf=PF, count=1, timeout=1)
+
+
+def test_two_runs_on_one_adapter_wait_for_each_other(machine: Machine, modules: Modules) -> None:
+    with machine.host.locked(f"sriov-{PF}", 1):
+        message = modules.refused("sriov_vf", pf=PF, count=1, timeout=1)
+    assert "held by another run" in message
+    assert modules.sriov_vf(pf=PF, count=1)["changed"]
+
+
+def test_info_reads_all_adapters(machine: Machine, modules: Modules) -> None:
+    modules.sriov_vf(pf=PF, count=1)
+    before = machine.fingerprint()
+    result = modules.sriov_vf_info()
+    assert [(adapter["pf"], adapter["totalvfs"], adapter["numvfs"]) for adapter in result["adapters"]] == [(PF, 4, 1)]
+    assert machine.fingerprint() == before
