@@ -275,7 +275,7 @@ class FrontEnd:
     def share_inflight(self, queues=4, size=128):
         """GET_INFLIGHT_FD the first time; SET_INFLIGHT_FD of the same region every time."""
         if self.inflight is None:
-            self.send(31, struct.pack("<QQHH", 0, 0, queues, size))
+            self.send(31, struct.pack("<QQHHI", 0, 0, queues, size, 0))
             payload, (fd,) = self.receive(31)
             self.inflight = (payload, fd)
         self.send(32, self.inflight[0], [self.inflight[1]])

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """vportd: the vport engine of an SR-IOV storage adapter.
 
-Read the files from the bottom up: ``virtio_spec``, ``vhost_user_spec`` - ``memory`` - ``inflight``, ``dirty_log`` - ``virtqueue`` -
-``extents`` - ``storage``, ``uring`` - ``blk`` - ``worker`` (one process a path); then, in the engine's own process, ``config``, ``adapter``,
+Read the files from the bottom up: ``virtio_spec``, ``vhost_user_spec`` - ``memory`` - ``inflight``, ``dirty_log`` -
+``virtqueue`` - ``extents`` - ``storage``, ``uring`` - ``blk`` - ``worker`` (one process a path); then, in the
+engine's own process, ``config``, ``adapter``,
 ``mapping``, ``state_file`` - ``worker_client`` - ``front_end`` - ``vport`` - ``engine`` - ``rpc`` - ``__main__``.
 """
 

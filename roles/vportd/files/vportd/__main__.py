@@ -42,7 +42,8 @@ def _user(key: str, name: str) -> tuple[int, int]:
 
 
 def take_lock(path: Path) -> int:
-    """Return a descriptor with the lock of this run directory. Each worker holds it too, so once it is here no earlier worker is left.
+    """Return a descriptor with the lock of this run directory. Each worker holds it too, so once it is here no
+    earlier worker is left.
 
     Raises ConfigError when another engine keeps it.
     """

@@ -16,7 +16,9 @@ _HIDDEN = re.compile(r"nvme\d+c\d+n\d+")
 
 @dataclass(frozen=True, slots=True)
 class BlockDevice:
-    """A namespace as one controller shows it: ``size`` and ``block_size`` in bytes, ``identity`` the same through each controller."""
+    """A namespace as one controller shows it: ``size`` and ``block_size`` in bytes, ``identity`` the same through
+    each controller.
+    """
 
     path: str
     size: int
@@ -49,7 +51,9 @@ class Adapter:
         self._dev_root = Path(dev_root)
 
     def device(self, address: str) -> BlockDevice:
-        """Return the block device of this adapter's namespace through the function at PCI ``address``. Raises StorageError."""
+        """Return the block device of this adapter's namespace through the function at PCI ``address``. Raises
+        StorageError.
+        """
         function = self._devices / address
         if not function.is_dir():
             raise StorageError(f"there is no PCI function {address}: check the address with lspci")
@@ -61,11 +65,13 @@ class Adapter:
         found = found or [path for path in spaces if _read(path / "nsid") is None and path.name.endswith(f"n{nsid}")]
         if not found and hidden:
             raise StorageError(
-                f"{address} shows its namespace only through multipath ({hidden[0].name}): boot with nvme_core.multipath=N"
+                f"{address} shows its namespace only through multipath ({hidden[0].name}): boot with "
+                f"nvme_core.multipath=N"
             )
         if not found:
             raise StorageError(
-                f"{address} has no block device of namespace {nsid}: is its controller online, the nvme driver bound, the namespace attached?"
+                f"{address} has no block device of namespace {nsid}: is its controller online, the nvme driver "
+                f"bound, the namespace attached?"
             )
         path = found[0]
         identity = next((value for name in ("wwid", "nguid", "uuid", "eui") if (value := _read(path / name))), None)
@@ -95,7 +101,8 @@ class Adapter:
         mine, pfs = self.device(vf), self.device(self.pf)
         if (mine.identity, mine.size) != (pfs.identity, pfs.size):
             raise StorageError(
-                f"VF {vf} shows other storage ({mine.identity}, {mine.size} bytes) than PF {self.pf} ({pfs.identity}, {pfs.size} bytes): "
+                f"VF {vf} shows other storage ({mine.identity}, {mine.size} bytes) than PF {self.pf} "
+                f"({pfs.identity}, {pfs.size} bytes): "
                 "attach the same namespace"
             )
         return mine

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Memory ordering, and an atomic OR, on memory shared with another process.
 
-``fence`` orders every earlier store before every later load. On x86 an uncontended lock does (its locked instruction is a full barrier) and costs
-the least; elsewhere it is the C library function ``atomic_thread_fence`` of libatomic.
+``fence`` orders every earlier store before every later load. On x86 an uncontended lock does (its locked instruction
+is a full barrier) and costs the least; elsewhere it is the C library function ``atomic_thread_fence`` of libatomic.
 
-``or_byte`` is ``__atomic_fetch_or_1`` of libatomic.so.1. Without that library the kernel does it: ``FUTEX_WAKE_OP`` with ``FUTEX_OP_OR`` changes an
-aligned 32-bit word of shared memory atomically with respect to any other atomic operation on it, one bit a call (futex(2)).
+``or_byte`` is ``__atomic_fetch_or_1`` of libatomic.so.1. Without that library the kernel does it: ``FUTEX_WAKE_OP``
+with ``FUTEX_OP_OR`` changes an aligned 32-bit word of shared memory atomically with respect to any other atomic
+operation on it, one bit a call (futex(2)).
 """
 
 import _thread
@@ -33,7 +34,9 @@ _libatomic = _load_libatomic()
 
 
 def _or_byte_by_futex(address: int, mask: int) -> None:
-    """OR ``mask`` into the byte at ``address`` by FUTEX_WAKE_OP; nobody waits on that word, so the wake part does nothing."""
+    """OR ``mask`` into the byte at ``address`` by FUTEX_WAKE_OP; nobody waits on that word, so the wake part does
+    nothing.
+    """
     word = address & ~3
     shift = (address & 3) * 8
     for bit in range(8):
@@ -43,9 +46,14 @@ def _or_byte_by_futex(address: int, mask: int) -> None:
                 operation -= 1 << 32
             number = ctypes.c_long(_SYS_FUTEX[_machine])
             done = _libc.syscall(
-                number, ctypes.c_void_p(word), ctypes.c_int(_FUTEX_WAKE_OP), ctypes.c_int(0), ctypes.c_long(0),
-                ctypes.c_void_p(word), ctypes.c_int(operation),
-            )  # fmt: skip
+                number,
+                ctypes.c_void_p(word),
+                ctypes.c_int(_FUTEX_WAKE_OP),
+                ctypes.c_int(0),
+                ctypes.c_long(0),
+                ctypes.c_void_p(word),
+                ctypes.c_int(operation),
+            )
             if done < 0:
                 raise OSError(ctypes.get_errno(), "futex cannot set a bit of the dirty log")
 

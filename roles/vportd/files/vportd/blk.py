@@ -51,10 +51,11 @@ class Device:
 
 
 class Queue:
-    """One queue of a device: its ring, the notification to the driver, and what was taken and not yet given back (``outstanding``, by head).
+    """One queue of a device: its ring, the notification to the driver, and what was taken and not yet given back
+    (``outstanding``, by head).
 
-    ``used_log`` = guest physical address of the used ring for the dirty log, or None. ``broken`` = why nothing more is taken.
-    ``again`` = what an earlier worker took and did not give back. ``held`` = do that, but take nothing new.
+    ``used_log`` = guest physical address of the used ring for the dirty log, or None. ``broken`` = why nothing more
+    is taken. ``again`` = what an earlier worker took and did not give back. ``held`` = do that, but take nothing new.
     """
 
     __slots__ = (
@@ -104,7 +105,9 @@ class Queue:
 
 
 class Request:
-    """A request that the storage is working on: ``left`` operations of it, then the status byte. ``dirty`` = chain to log as written."""
+    """A request that the storage is working on: ``left`` operations of it, then the status byte. ``dirty`` = chain to
+    log as written.
+    """
 
     __slots__ = ("queue", "head", "dirty", "operation", "total", "missing", "left", "failed", "status")
 
@@ -123,12 +126,14 @@ class Request:
 
 
 def service(queue: Queue) -> bool:
-    """Take and start every available request, giving back at once those that are done at once; True = there is more to take.
+    """Take and start every available request, giving back at once those that are done at once; True = there is more
+    to take.
 
     Never raises for anything that the guest does: a ring that cannot go on sets ``queue.broken``.
 
-    Shape: one pass over all that is available, locals instead of attributes, no object for a request that completes here. The common request - header,
-    one buffer, status, all in the largest memory region, inside the extent of the one before - is done in line; any other goes through ``_general``.
+    Shape: one pass over all that is available, locals instead of attributes, no object for a request that completes
+    here. The common request - header, one buffer, status, all in the largest memory region, inside the extent of the
+    one before - is done in line; any other goes through ``_general``.
     """
     device = queue.device
     ring = queue.ring
@@ -238,7 +243,9 @@ def _break(queue: Queue, problem: Exception, done: list[tuple[int, int]], dirty:
 
 
 def _give(queue: Queue, done: list[tuple[int, int]], dirty: list[Chain]) -> None:
-    """Give back one batch: first the dirty log of what was written, then the used ring and its own pages, then the notification."""
+    """Give back one batch: first the dirty log of what was written, then the used ring and its own pages, then the
+    notification.
+    """
     log = queue.device.log
     ring = queue.ring
     if log is None:
@@ -263,7 +270,8 @@ def _give(queue: Queue, done: list[tuple[int, int]], dirty: list[Chain]) -> None
 
 
 def _general(queue: Queue, head: int, chain: Chain, dirty: list[Chain]) -> int | None:
-    """Do any request, of any framing (virtio 1.3, 2.7.4). Returns bytes written when it is done already, None when the storage has it.
+    """Do any request, of any framing (virtio 1.3, 2.7.4). Returns bytes written when it is done already, None when
+    the storage has it.
 
     Raises RingBroken when there is no place for the status, so that the driver cannot even be told.
     """
@@ -346,7 +354,9 @@ def _general(queue: Queue, head: int, chain: Chain, dirty: list[Chain]) -> int |
 
 
 def _buffers(memory: MemoryMap, chain: Chain) -> tuple[list[memoryview], list[memoryview]]:
-    """Return the device-readable and the device-writable buffers. Raises MemoryFault, and RingBroken when they are out of order."""
+    """Return the device-readable and the device-writable buffers. Raises MemoryFault, and RingBroken when they are
+    out of order.
+    """
     readable: list[memoryview] = []
     writable: list[memoryview] = []
     low, high, whole = memory.low, memory.high, memory.view

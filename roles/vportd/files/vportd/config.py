@@ -13,7 +13,9 @@ PCI_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """One adapter: PCI address of its PF, namespace, and - for tests and labs - latency in seconds (low, high) and back end."""
+    """One adapter: PCI address of its PF, namespace, and - for tests and labs - latency in seconds (low, high) and
+    back end.
+    """
 
     pf: str
     nsid: int = 1

@@ -33,9 +33,11 @@ class DirtyLog:
         self.pages = 0
 
     def mark(self, ranges: list[tuple[int, int]]) -> None:
-        """Set the bits of all pages of the ``(guest physical address, bytes)`` ranges. Raises MemoryFault beyond the log's end.
+        """Set the bits of all pages of the ``(guest physical address, bytes)`` ranges. Raises MemoryFault beyond the
+        log's end.
 
-        A bit that is found set need not be set again: the fence puts the look after the write, so who clears it later copies the page later.
+        A bit that is found set need not be set again: the fence puts the look after the write, so who clears it later
+        copies the page later.
         """
         masks: dict[int, int] = {}
         for gpa, length in ranges:

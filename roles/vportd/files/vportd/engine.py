@@ -114,7 +114,8 @@ class Engine:
         if expected is not None and expected != vport.generation:
             raise RpcError(
                 "STALE_GENERATION",
-                f"the mapping of vport {vport.name} is of generation {vport.generation}, not {expected}: read it again, then decide",
+                f"the mapping of vport {vport.name} is of generation {vport.generation}, not {expected}: read it "
+                f"again, then decide",
                 generation=vport.generation,
             )
 
@@ -148,7 +149,7 @@ class Engine:
                     "size": device.size,
                     "identity": device.identity,
                     "vfs": vfs,
-                }  # fmt: skip
+                }
             )
         return found
 
@@ -166,7 +167,8 @@ class Engine:
             if vport in self.refused:
                 raise RpcError(
                     "EXISTS",
-                    f"vport {vport} is there and could not be restored ({self.refused[vport]}): mend it, or delete it by force",
+                    f"vport {vport} is there and could not be restored ({self.refused[vport]}): mend it, or "
+                    f"delete it by force",
                 )
             new = Vport(vport, chosen, self.around, incoming)
             await new.open()
@@ -232,7 +234,8 @@ class Engine:
             peer = port.peer() or {}
             raise RpcError(
                 "IN_USE",
-                f"{what} is in use: front end {peer.get('comm')} (pid {peer.get('pid')}) is connected to {port.address}",
+                f"{what} is in use: front end {peer.get('comm')} (pid {peer.get('pid')}) is connected to "
+                f"{port.address}",
                 **peer,
             )
         if vport.vf is not None:

@@ -11,7 +11,9 @@ class MemoryFault(VportdError):
 
 
 class RingBroken(VportdError):
-    """A ring whose driver violates the standard so that it cannot go on; the queue takes nothing more until it is started anew."""
+    """A ring whose driver violates the standard so that it cannot go on; the queue takes nothing more until it is
+    started anew.
+    """
 
 
 class StorageError(VportdError):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Translation: bytes of a vdisk to bytes of the physical storage, by a sorted list of extents (the second half of the way D1, D2)."""
+"""Translation: bytes of a vdisk to bytes of the physical storage, by a sorted list of extents (the second half of the
+way D1, D2).
+"""
 
 from array import array
 from bisect import bisect_right
@@ -23,7 +25,9 @@ class Extents:
         self.readonly = readonly
 
     def one(self, start: int) -> tuple[int, int, int, int]:
-        """Return ``(start, end, delta, locked)`` of the extent that holds byte ``start``; an empty one when there is none."""
+        """Return ``(start, end, delta, locked)`` of the extent that holds byte ``start``; an empty one when there is
+        none.
+        """
         if not 0 <= start < self.capacity:
             return (0, 0, 0, 1)
         index = bisect_right(self.starts, start) - 1

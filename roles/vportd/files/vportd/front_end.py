@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Front end: one vhost-user connection of one LUN (QEMU docs/interop/vhost-user.rst). Keeps what the front end has set, whoever serves the rings.
+"""Front end: one vhost-user connection of one LUN (QEMU docs/interop/vhost-user.rst). Keeps what the front end has
+set, whoever serves the rings.
 
-Parsing is strict: a message that breaks the protocol ends its own connection and nothing else. Descriptors that came with a message and were not taken
-are closed with it.
+Parsing is strict: a message that breaks the protocol ends its own connection and nothing else. Descriptors that came
+with a message and were not taken are closed with it.
 """
 
 import asyncio
@@ -39,18 +40,28 @@ CONFIG_SPACE = 256
 FEATURES = sum(
     1 << bit
     for bit in (
-        VIRTIO_F_VERSION_1, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_EVENT_IDX,
-        VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_MQ,
-        spec.VHOST_F_LOG_ALL, spec.VHOST_USER_F_PROTOCOL_FEATURES,
+        VIRTIO_F_VERSION_1,
+        VIRTIO_F_INDIRECT_DESC,
+        VIRTIO_F_EVENT_IDX,
+        VIRTIO_BLK_F_FLUSH,
+        VIRTIO_BLK_F_BLK_SIZE,
+        VIRTIO_BLK_F_SEG_MAX,
+        VIRTIO_BLK_F_MQ,
+        spec.VHOST_F_LOG_ALL,
+        spec.VHOST_USER_F_PROTOCOL_FEATURES,
     )
-)  # fmt: skip
+)
 PROTOCOL_FEATURES = sum(
     1 << bit
     for bit in (
-        spec.VHOST_USER_PROTOCOL_F_MQ, spec.VHOST_USER_PROTOCOL_F_LOG_SHMFD, spec.VHOST_USER_PROTOCOL_F_REPLY_ACK,
-        spec.VHOST_USER_PROTOCOL_F_BACKEND_REQ, spec.VHOST_USER_PROTOCOL_F_CONFIG, spec.VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
+        spec.VHOST_USER_PROTOCOL_F_MQ,
+        spec.VHOST_USER_PROTOCOL_F_LOG_SHMFD,
+        spec.VHOST_USER_PROTOCOL_F_REPLY_ACK,
+        spec.VHOST_USER_PROTOCOL_F_BACKEND_REQ,
+        spec.VHOST_USER_PROTOCOL_F_CONFIG,
+        spec.VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
     )
-)  # fmt: skip
+)
 LOG_ALL = 1 << spec.VHOST_F_LOG_ALL
 
 
@@ -60,7 +71,8 @@ class Refused(VportdError):
 
 @dataclass(slots=True, eq=False)
 class Ring:
-    """One queue as the front end has set it. ``base`` = next available index, None when only the rings themselves can tell.
+    """One queue as the front end has set it. ``base`` = next available index, None when only the rings themselves can
+    tell.
 
     ``running`` = the active worker has it.
     """
@@ -223,7 +235,9 @@ class FrontEnd:
         return complete and not (self.logging and self.log is None)
 
     async def serve(self) -> None:
-        """Answer messages until the connection ends. Raises ProtocolError, and VportdError when what was asked cannot be done."""
+        """Answer messages until the connection ends. Raises ProtocolError, and VportdError when what was asked cannot
+        be done.
+        """
         while (message := await self._receive()) is not None:
             try:
                 await self._handle(message)
@@ -570,14 +584,22 @@ class FrontEnd:
         raise Refused("the configuration of the device cannot be written")
 
     async def _get_inflight_fd(self, message: Message) -> tuple[bytes, int]:
-        _, _, queues, size = message.unpack(spec.INFLIGHT)
+        _, _, queues, size = self._inflight(message)
         if not 0 < queues <= QUEUES or not 0 < size <= VIRTQ_MAX_SIZE:
             raise ProtocolError(f"an in-flight region for {queues} queues of {size}")
         total = queues * queue_region_size(size)
-        return struct.pack(spec.INFLIGHT, total, 0, queues, size), _memory(total)
+        return struct.pack(spec.INFLIGHT, total, 0, queues, size).ljust(len(message.payload), b"\0"), _memory(total)
+
+    @staticmethod
+    def _inflight(message: Message) -> tuple[int, int, int, int]:
+        """Return the fields of an in-flight description, which QEMU sends with the padding of its C structure."""
+        if len(message.payload) not in (spec.INFLIGHT_SIZE, spec.INFLIGHT_PADDED_SIZE):
+            raise ProtocolError(f"message {message.request} has {len(message.payload)} bytes")
+        total, offset, queues, size = struct.unpack_from(spec.INFLIGHT, message.payload)
+        return total, offset, queues, size
 
     async def _set_inflight_fd(self, message: Message) -> None:
-        total, offset, queues, size = message.unpack(spec.INFLIGHT)
+        total, offset, queues, size = self._inflight(message)
         if any(ring.running for ring in self.rings):
             raise ProtocolError("another in-flight region while rings are running")
         if not 0 < queues <= QUEUES or not 0 < size <= VIRTQ_MAX_SIZE or total < queues * queue_region_size(size):

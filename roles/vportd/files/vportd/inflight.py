@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""In-flight region of one queue: which heads were taken and not yet given back (vhost-user, "Inflight I/O tracking", split virtqueue).
+"""In-flight region of one queue: which heads were taken and not yet given back (vhost-user, "Inflight I/O tracking",
+split virtqueue).
 
-The region outlives this process, so each step is one aligned store and any of them may be the last before a kill. The words used here::
+The region outlives this process, so each step is one aligned store and any of them may be the last before a kill. The
+words used here::
 
     words[2 + 2 * head] = inflight (byte 0) | next << 48      words[3 + 2 * head] = counter
     halves[4] = version    halves[5] = desc_num    halves[6] = last_batch_head    halves[7] = used_idx
@@ -40,9 +42,11 @@ class InflightRegion:
         self.counter = 0
 
     def recover(self, used: int) -> list[int]:
-        """Make the region right for a ring whose used index is ``used``; return the heads to submit again, oldest first.
+        """Make the region right for a ring whose used index is ``used``; return the heads to submit again, oldest
+        first.
 
-        A region never used, of another queue size, or of which the used index cannot be this ring's, is made anew: nothing is in flight.
+        A region never used, of another queue size, or of which the used index cannot be this ring's, is made anew:
+        nothing is in flight.
         """
         words, halves = self.words, self.halves
         behind = (used - halves[7]) & 0xFFFF

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A test and lab facility: another back end whose completions are held back for a while, so that requests are really outstanding."""
+"""A test and lab facility: another back end whose completions are held back for a while, so that requests are really
+outstanding.
+"""
 
 import heapq
 import random
@@ -9,7 +11,9 @@ from vportd.storage import Completion, Storage, Token
 
 
 class SlowStorage(Storage):
-    """Delivers each completion of ``inner`` only after ``latency`` = (lowest, highest) seconds, drawn evenly, in the order that gives."""
+    """Delivers each completion of ``inner`` only after ``latency`` = (lowest, highest) seconds, drawn evenly, in the
+    order that gives.
+    """
 
     def __init__(self, inner: Storage, latency: tuple[float, float]) -> None:
         super().__init__(inner.fd)

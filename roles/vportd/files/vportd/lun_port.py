@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""LUN port: the socket of one LUN, and the front end connected to it. One connection at a time; the next is served when the last has been drained."""
+"""LUN port: the socket of one LUN, and the front end connected to it. One connection at a time; the next is served
+when the last has been drained.
+"""
 
 import asyncio
 import contextlib

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Mapping of one vport: which vdisk each LUN is, and which extents of the storage each vdisk is. Checked whole before anything is changed."""
+"""Mapping of one vport: which vdisk each LUN is, and which extents of the storage each vdisk is. Checked whole before
+anything is changed.
+"""
 
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +78,8 @@ def _extent(where: str, value: object, block_size: int, storage_size: int) -> Ex
     start, physical, length = value[:3]
     if start < 0 or physical < 0 or length <= 0:
         raise _invalid(
-            f"{where}: start {start}, physical {physical}, length {length}: none may be negative, length must be above 0"
+            f"{where}: start {start}, physical {physical}, length {length}: none may be negative, length must be "
+            f"above 0"
         )
     for name, number in (("start", start), ("physical", physical), ("length", length)):
         if number % block_size:
@@ -111,7 +115,7 @@ def parse_luns(value: object, block_size: int, storage_size: int) -> tuple[Lun, 
         found = sorted(
             _extent(f"LUN {number} extent {n}", one, block_size, storage_size) for n, one in enumerate(extents)
         )
-        for before, after in zip(found, found[1:], strict=False):
+        for before, after in itertools.pairwise(found):
             if after[0] < before[0] + before[2]:
                 raise _invalid(f"LUN {number}: the extents at {before[0]} and {after[0]} overlap in the vdisk")
         for other in luns:
@@ -139,9 +143,12 @@ def refuse_overlap(vport: str, luns: tuple[Lun, ...], others: list[tuple[str, tu
             mine, other = (piece, reach) if piece[2] == vport else (reach, piece)
             whose = "the same mapping" if other[2] == vport else f"vport {other[2]}"
             raise _invalid(
-                f"LUN {mine[3].lun} ({mine[3].vdisk}): physical bytes {piece[0]} to {min(piece[1], reach[1])} belong to LUN {other[3].lun} "
+                f"LUN {mine[3].lun} ({mine[3].vdisk}): physical bytes {piece[0]} to {min(piece[1], reach[1])} "
+                f"belong to LUN {other[3].lun} "
                 f"({other[3].vdisk}) of {whose}",
-                vport=other[2], lun=other[3].lun, vdisk=other[3].vdisk,
-            )  # fmt: skip
+                vport=other[2],
+                lun=other[3].lun,
+                vdisk=other[3].vdisk,
+            )
         if reach is None or piece[1] > reach[1]:
             reach = piece

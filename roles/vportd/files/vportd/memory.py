@@ -8,7 +8,9 @@ from vportd.errors import MemoryFault
 
 
 class Region:
-    """One region of guest memory: guest physical ``gpa``, front end's address ``user``, both of ``size`` bytes, mapped as ``view``."""
+    """One region of guest memory: guest physical ``gpa``, front end's address ``user``, both of ``size`` bytes,
+    mapped as ``view``.
+    """
 
     __slots__ = ("gpa", "end", "user", "view")
 
@@ -52,7 +54,9 @@ class MemoryMap:
         self.view = largest.view
 
     def views(self, gpa: int, length: int) -> list[memoryview]:
-        """Return the ``length`` bytes at guest physical address ``gpa``, one view a region touched. Raises MemoryFault."""
+        """Return the ``length`` bytes at guest physical address ``gpa``, one view a region touched. Raises
+        MemoryFault.
+        """
         found = []
         end = gpa + length
         for region in self.regions:

@@ -19,10 +19,25 @@ from vportd.errors import RpcError, VportdError
 
 MAX_LINE = 16 << 20
 METHODS = (
-    "get_version", "adapter_list", "vport_create", "mapping_set", "mapping_get", "mapping_delete", "vport_bind", "vport_unbind",
-    "vport_switch", "vport_suspend", "vport_get_state", "vport_set_state", "vport_resume", "vport_fence", "vport_unfence", "vport_list",
-    "vport_get", "vport_delete",
-)  # fmt: skip
+    "get_version",
+    "adapter_list",
+    "vport_create",
+    "mapping_set",
+    "mapping_get",
+    "mapping_delete",
+    "vport_bind",
+    "vport_unbind",
+    "vport_switch",
+    "vport_suspend",
+    "vport_get_state",
+    "vport_set_state",
+    "vport_resume",
+    "vport_fence",
+    "vport_unfence",
+    "vport_list",
+    "vport_get",
+    "vport_delete",
+)
 
 _PARSE_ERROR, _INVALID_REQUEST, _NO_METHOD, _INTERNAL = -32700, -32600, -32601, -32603
 _WORDS = {

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""State files: one JSON object each, with a checksum; after ``save`` returns it is on the disk, the old one or the new one at any time before."""
+"""State files: one JSON object each, with a checksum; after ``save`` returns it is on the disk, the old one or the
+new one at any time before.
+"""
 
 import json
 import os

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Storage back ends: submit, kick, and reap completions when ``event_fd`` is readable or ``timeout()`` has passed.
 
-A completion is ``(token, result)``: bytes done, or a negative errno. ``direct`` back ends may be handed any buffer: what O_DIRECT cannot
-take goes through a bounce buffer here. ``FileStorage`` alone is synchronous: who sees ``synchronous`` may do the I/O on ``fd`` itself.
+A completion is ``(token, result)``: bytes done, or a negative errno. ``direct`` back ends may be handed any buffer:
+what O_DIRECT cannot take goes through a bounce buffer here. ``FileStorage`` alone is synchronous: who sees
+``synchronous`` may do the I/O on ``fd`` itself.
 """
 
 import _thread
@@ -22,7 +23,9 @@ Completion = tuple[Token, int]
 
 
 def transfer(fd: int, operation: int, offset: int, views: list[memoryview]) -> int:
-    """Do one whole operation; return the bytes done or a negative errno. A short transfer is gone on with; at the storage's end it stays short."""
+    """Do one whole operation; return the bytes done or a negative errno. A short transfer is gone on with; at the
+    storage's end it stays short.
+    """
     try:
         if operation == FLUSH:
             os.fdatasync(fd)
@@ -143,7 +146,8 @@ def scatter(buffer: memoryview, views: list[memoryview], done: int) -> None:
 
 
 class ThreadStorage(Storage):
-    """A pool of threads, each doing one blocking operation at a time. Every operation waits in the kernel, so that the process cannot be gone
+    """A pool of threads, each doing one blocking operation at a time. Every operation waits in the kernel, so that
+    the process cannot be gone
     before its I/O is."""
 
     name = "threads"
@@ -222,7 +226,9 @@ def is_aligned(views: list[memoryview], alignment: int) -> bool:
 
 
 def open_storage(path: str) -> int:
-    """Open block device or (tests) regular file ``path``: a block device always past the page cache. Raises StorageError."""
+    """Open block device or (tests) regular file ``path``: a block device always past the page cache. Raises
+    StorageError.
+    """
     try:
         flags = os.O_RDWR | os.O_CLOEXEC
         mode = os.stat(path).st_mode
@@ -236,7 +242,9 @@ def open_storage(path: str) -> int:
 
 
 def make_storage(fd: int, block_size: int, latency: tuple[float, float] | None, kind: str = "auto") -> Storage:
-    """Return the back end for ``fd``: ``kind`` auto, file, threads or uring. ``block_size`` is the alignment that O_DIRECT asks for, in bytes."""
+    """Return the back end for ``fd``: ``kind`` auto, file, threads or uring. ``block_size`` is the alignment that
+    O_DIRECT asks for, in bytes.
+    """
 
     direct = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
     alignment = max(block_size, SECTOR_SIZE) if direct else 1

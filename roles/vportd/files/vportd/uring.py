@@ -43,7 +43,9 @@ class UringStorage(Storage):
     name = "io_uring"
 
     def __init__(self, fd: int, alignment: int) -> None:
-        """``alignment`` = that of O_DIRECT in bytes, or 1. Raises OSError when the kernel has, or allows, no io_uring."""
+        """``alignment`` = that of O_DIRECT in bytes, or 1. Raises OSError when the kernel has, or allows, no
+        io_uring.
+        """
         super().__init__(fd)
         parameters = bytearray(120)
         struct.pack_into("<I", parameters, 8, _SETUP_CLAMP)

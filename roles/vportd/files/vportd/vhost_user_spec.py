@@ -64,6 +64,8 @@ LOG = "<QQ"  # mmap size, mmap offset
 CONFIG_HEADER = "<III"  # offset, size, flags
 CONFIG_HEADER_SIZE = 12
 INFLIGHT = "<QQHH"  # mmap size, mmap offset, num queues, queue size
+INFLIGHT_SIZE = 20
+INFLIGHT_PADDED_SIZE = 24
 VRING_INDEX_MASK = 0xFF
 VRING_NOFD_MASK = 0x100
 

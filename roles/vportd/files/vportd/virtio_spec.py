@@ -40,7 +40,8 @@ VIRTIO_BLK_ID_BYTES = 20
 SECTOR_SIZE = 512
 
 # 5.2.4 Device configuration layout, as far as num_queues and the padding after it:
-# capacity, size_max, seg_max, cylinders, heads, sectors, blk_size, physical_block_exp, alignment_offset, min_io_size, opt_io_size,
+# capacity, size_max, seg_max, cylinders, heads, sectors, blk_size, physical_block_exp, alignment_offset, min_io_size,
+# opt_io_size,
 # writeback, unused0, num_queues
 VIRTIO_BLK_CONFIG = "<QIIHBBIBBHIBBH"
 VIRTIO_BLK_CONFIG_SIZE = 60  # with the discard, write zeroes and secure erase fields that the engine leaves at 0

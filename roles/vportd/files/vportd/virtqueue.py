@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Split virtqueue, device side (virtio 1.3, 2.7): takes descriptor chains, gives them back. Knows nothing of block devices.
+"""Split virtqueue, device side (virtio 1.3, 2.7): takes descriptor chains, gives them back. Knows nothing of block
+devices.
 
-A chain is a flat tuple ``(addr, len, flags, next) * n`` in chain order, as ``struct.unpack_from`` gives it: the fewest objects a request.
+A chain is a flat tuple ``(addr, len, flags, next) * n`` in chain order, as ``struct.unpack_from`` gives it: the
+fewest objects a request.
 """
 
 import struct
@@ -46,14 +48,27 @@ _three = _table(3).unpack_from
 class Virtqueue:
     """One split virtqueue.
 
-    ``last_avail`` is the free-running 16-bit index of the next entry of the available ring to take, ``used`` that of the next used entry to give.
-    Every number read from guest memory is checked before it is used; a ring that violates the standard raises RingBroken.
+    ``last_avail`` is the free-running 16-bit index of the next entry of the available ring to take, ``used`` that of
+    the next used entry to give. Every number read from guest memory is checked before it is used; a ring that
+    violates the standard raises RingBroken.
     """
 
     __slots__ = (
-        "memory", "size", "mask", "features", "event_idx", "indirect", "region", "last_avail", "used",
-        "desc", "avail", "used16", "used64", "addresses",
-    )  # fmt: skip
+        "memory",
+        "size",
+        "mask",
+        "features",
+        "event_idx",
+        "indirect",
+        "region",
+        "last_avail",
+        "used",
+        "desc",
+        "avail",
+        "used16",
+        "used64",
+        "addresses",
+    )
 
     def __init__(
         self, memory: MemoryMap, size: int, desc: int, avail: int, used: int, features: int, region: InflightRegion
@@ -88,7 +103,8 @@ class Virtqueue:
         self.used64 = used_view[4 : 4 + 8 * size].cast("Q")
 
     def start(self, base: int | None) -> list[tuple[int, Chain]]:
-        """Set the position: ``base``, or the one that the used index and the in-flight region give; return the chains to submit again.
+        """Set the position: ``base``, or the one that the used index and the in-flight region give; return the chains
+        to submit again.
 
         Chains found in flight always win over ``base``: they were taken, and their requests were not given back.
         """
@@ -101,12 +117,15 @@ class Virtqueue:
         pending = (self.avail[1] - self.last_avail) & 0xFFFF
         if pending > self.size:
             raise RingBroken(
-                f"available index {self.avail[1]} is {pending} ahead of {self.last_avail}, more than the queue size {self.size}"
+                f"available index {self.avail[1]} is {pending} ahead of {self.last_avail}, more than the queue "
+                f"size {self.size}"
             )
         return again
 
     def take(self) -> list[tuple[int, Chain]]:
-        """Take every available chain: list of ``(head, chain)``, each noted in the in-flight region. Raises RingBroken, MemoryFault."""
+        """Take every available chain: list of ``(head, chain)``, each noted in the in-flight region. Raises
+        RingBroken, MemoryFault.
+        """
         avail = self.avail
         last = self.last_avail
         count = (avail[1] - last) & 0xFFFF
@@ -225,7 +244,9 @@ class Virtqueue:
         return tuple(field for at in order for field in table[4 * at : 4 * at + 4])
 
     def give(self, done: list[tuple[int, int]]) -> bool:
-        """Give back ``(head, bytes written)`` with one update of the used index; True = the driver wants a notification."""
+        """Give back ``(head, bytes written)`` with one update of the used index; True = the driver wants a
+        notification.
+        """
         used64 = self.used64
         words = self.region.words
         halves = self.region.halves

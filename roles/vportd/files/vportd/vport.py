@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Vport: its LUNs, its two paths to the storage, and which of them takes requests. At any time at most one worker does.
 
-A change of who takes requests is always: suspend and drain the one, carry the positions over through this process, start the other. Everything that touches
-workers runs under ``lock``; a worker's death is met by whoever finds it first, under that lock, by ``_active``.
+A change of who takes requests is always: suspend and drain the one, carry the positions over through this process,
+start the other. Everything that touches workers runs under ``lock``; a worker's death is met by whoever finds it
+first, under that lock, by ``_active``.
 """
 
 import asyncio
@@ -36,7 +37,9 @@ COUNTERS = ("reads", "writes", "flushes", "errors", "bytes_read", "bytes_written
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all vports share: directories, who owns sockets and workers (None = leave it), and the lock each worker holds."""
+    """What all vports share: directories, who owns sockets and workers (None = leave it), and the lock each worker
+    holds.
+    """
 
     run_dir: Path
     state_dir: Path
@@ -86,10 +89,16 @@ class Vport:
     def save(self) -> None:
         """Write the state file. Raises RpcError STORAGE, and then nothing has changed on disk."""
         record = {
-            "vport": self.name, "adapter": self.adapter.pf, "incoming": self.incoming, "fenced": self.fenced,
-            "fence_on_stop": self.fence_on_stop, "vf": self.vf, "path": self.path, "generation": self.generation,
+            "vport": self.name,
+            "adapter": self.adapter.pf,
+            "incoming": self.incoming,
+            "fenced": self.fenced,
+            "fence_on_stop": self.fence_on_stop,
+            "vf": self.vf,
+            "path": self.path,
+            "generation": self.generation,
             "luns": [one.as_json() for one in self.luns],
-        }  # fmt: skip
+        }
         try:
             state_file.save(self.state_path, record)
         except OSError as problem:
@@ -131,42 +140,63 @@ class Vport:
         """Return how many requests were taken and are not done."""
         return sum(
             self._counter(port.lun.lun, ring.index, 2)
-            for port in self.connected() if port.front for ring in port.front.rings if ring.running
-        )  # fmt: skip
+            for port in self.connected()
+            if port.front
+            for ring in port.front.rings
+            if ring.running
+        )
 
     def _counter(self, lun: int, queue: int, word: int) -> int:
         return int(self._counters[(lun * QUEUES + queue) * (COUNTERS_SIZE // 8) + word])
 
     def _queue_record(self, lun: int, ring: Ring) -> dict[str, Any]:
         return {
-            "index": ring.index, "size": ring.size, "started": ring.running,
+            "index": ring.index,
+            "size": ring.size,
+            "started": ring.running,
             "last_avail": self._counter(lun, ring.index, 0) if ring.running else (ring.base or 0),
             "used": self._counter(lun, ring.index, 1) if ring.running else (ring.base or 0),
             "outstanding": self._counter(lun, ring.index, 2) if ring.running else 0,
-        }  # fmt: skip
+        }
 
     def _lun_record(self, port: LunPort) -> dict[str, Any]:
         lun, front = port.lun.lun, port.front
         rings = [] if front is None else [ring for ring in front.rings if ring.size]
         return {
-            "lun": lun, "vdisk": port.lun.vdisk, "capacity": port.capacity, "readonly": port.readonly, "address": port.address,
-            "socket": str(port.path), "connected": front is not None, "front_end": port.peer(),
+            "lun": lun,
+            "vdisk": port.lun.vdisk,
+            "capacity": port.capacity,
+            "readonly": port.readonly,
+            "address": port.address,
+            "socket": str(port.path),
+            "connected": front is not None,
+            "front_end": port.peer(),
             "logging": front is not None and front.logging,
             "queues": [self._queue_record(lun, ring) for ring in rings],
             "counters": {
-                name: sum(self._counter(lun, queue, 3 + word) for queue in range(QUEUES)) for word, name in enumerate(COUNTERS)
+                name: sum(self._counter(lun, queue, 3 + word) for queue in range(QUEUES))
+                for word, name in enumerate(COUNTERS)
             },
-        }  # fmt: skip
+        }
 
     def record(self) -> dict[str, Any]:
         """Return all there is to say about this vport."""
         return {
-            "vport": self.name, "adapter": self.adapter.pf, "state": self.state, "path": self.path, "vf": self.vf,
-            "degraded": self.degraded, "fenced": self.fenced, "fence_on_stop": self.fence_on_stop, "incoming": self.incoming,
-            "generation": self.generation, "digest": self.digest, "outstanding": self.outstanding(),
+            "vport": self.name,
+            "adapter": self.adapter.pf,
+            "state": self.state,
+            "path": self.path,
+            "vf": self.vf,
+            "degraded": self.degraded,
+            "fenced": self.fenced,
+            "fence_on_stop": self.fence_on_stop,
+            "incoming": self.incoming,
+            "generation": self.generation,
+            "digest": self.digest,
+            "outstanding": self.outstanding(),
             "luns": [self._lun_record(self.ports[one.lun]) for one in self.luns],
             "history": list(self.history),
-        }  # fmt: skip
+        }
 
     def queue_state(self) -> dict[str, Any]:
         """Return the queue state record: where in each ring the next request lies."""
@@ -191,12 +221,16 @@ class Vport:
                             "last_avail": record["last_avail"],
                             "used": record["used"],
                             "inflight": [],
-                        }  # fmt: skip
+                        }
                     )
             luns.append({"lun": port.lun.lun, "features": front.features, "queues": queues})
         state = {
-            "version": STATE_VERSION, "vport": self.name, "generation": self.generation, "digest": self.digest, "luns": luns,
-        }  # fmt: skip
+            "version": STATE_VERSION,
+            "vport": self.name,
+            "generation": self.generation,
+            "digest": self.digest,
+            "luns": luns,
+        }
         return {**state, "checksum": sha256(state)}
 
     # Workers
@@ -252,13 +286,23 @@ class Vport:
         uid, gid = self.around.worker_ids or (None, None)
         client = WorkerClient(
             f"{path.upper()} worker of vport {self.name}",
-            self.around.lock_fd, self._on_event, lambda: self._on_exit(path),
-        )  # fmt: skip
+            self.around.lock_fd,
+            self._on_event,
+            lambda: self._on_exit(path),
+        )
         try:
             started = await client.call(
-                "init", [storage, self._counters_fd], START_TIMEOUT, vport=self.name, path=path, block_size=device.block_size,
-                latency=config.latency, backend=config.backend, uid=uid, gid=gid,
-            )  # fmt: skip
+                "init",
+                [storage, self._counters_fd],
+                START_TIMEOUT,
+                vport=self.name,
+                path=path,
+                block_size=device.block_size,
+                latency=config.latency,
+                backend=config.backend,
+                uid=uid,
+                gid=gid,
+            )
             await client.call("mapping", timeout=ANSWER_TIMEOUT, luns=self._mapping_for_worker())
             for port in self.connected():
                 await self._push_memory(client, port)
@@ -321,7 +365,7 @@ class Vport:
                     "call": ring.call >= 0,
                     "inflight_offset": offset,
                     "used_log": ring.log if front.logging else None,
-                }  # fmt: skip
+                }
             )
         answer = await client.call(
             "start", fds, ANSWER_TIMEOUT, lun=port.lun.lun, features=front.features, queues=records
@@ -368,12 +412,12 @@ class Vport:
         task.add_done_callback(self._tasks.discard)
 
     async def _replace(self, path: str) -> None:
-        """After a death: see that somebody takes requests and that the PF worker is there, trying again until it is so."""
+        """After a death: see that somebody takes requests and that the PF worker is there, trying again until it is
+        so.
+        """
         while not self._deleted:
             try:
                 async with self.lock:
-                    if self._deleted:
-                        return
                     await self._active()
                     if not self._alive("pf"):
                         await self._spawn("pf")
@@ -389,7 +433,9 @@ class Vport:
         return client is not None and client.alive
 
     async def _active(self) -> WorkerClient:
-        """Return the worker that takes requests; when it has died, the PF worker takes over first, from the in-flight regions."""
+        """Return the worker that takes requests; when it has died, the PF worker takes over first, from the in-flight
+        regions.
+        """
         while not self._alive(self.path):
             await self._take_over()
         return self._workers[self.path]
@@ -430,7 +476,8 @@ class Vport:
         while not device.is_idle():
             if time.monotonic() > deadline:
                 journal.error(
-                    f"vport {self.name}: {device.path} still has requests of the dead VF worker after {IDLE_TIMEOUT:.0f} s"
+                    f"vport {self.name}: {device.path} still has requests of the dead VF worker after "
+                    f"{IDLE_TIMEOUT:.0f} s"
                 )
                 return
             await asyncio.sleep(0.005)
@@ -515,7 +562,7 @@ class Vport:
 
     async def stop_ring(self, port: LunPort, ring: Ring) -> None:
         """Have nothing more taken from a ring, and return when everything taken is done, however long that is."""
-        while ring.running:
+        while True:
             async with self.lock:
                 client = await self._active()
                 if not ring.running:
@@ -526,6 +573,7 @@ class Vport:
                     continue
                 ring.base = answer["last_avail"]
                 ring.running = False
+                return
 
     async def rings_stopping(self) -> None:
         """The front end stops its rings: a vport that is to fence itself does so before the answer goes out."""
@@ -549,7 +597,8 @@ class Vport:
     # Suspend, drain, resume
 
     async def _freeze(self, timeout: float | None) -> tuple[int, float]:
-        """Suspend and drain the active worker; state becomes FROZEN. Returns requests outstanding at first, and seconds.
+        """Suspend and drain the active worker; state becomes FROZEN. Returns requests outstanding at first, and
+        seconds.
 
         Raises RpcError TIMEOUT after going back to what was before.
         """
@@ -574,7 +623,8 @@ class Vport:
                 listed = await self._roll_back(client)
                 raise RpcError(
                     "TIMEOUT",
-                    f"vport {self.name}: {len(listed)} requests were still outstanding after {timeout} s: it runs on, on the {self.path} path",
+                    f"vport {self.name}: {len(listed)} requests were still outstanding after {timeout} s: it runs "
+                    f"on, on the {self.path} path",
                     outstanding=listed,
                 ) from problem
         for lun, index, last_avail, used, broken in answer["queues"]:
@@ -653,7 +703,8 @@ class Vport:
                 if port.front is not None and port.front.logging:
                     raise RpcError(
                         "REFUSED",
-                        f"{port.address}: its front end logs what is written to its memory, for a migration, and a VF cannot: wait for its end",
+                        f"{port.address}: its front end logs what is written to its memory, for a migration, and "
+                        f"a VF cannot: wait for its end",
                     )
 
     async def _switch(self, path: str, timeout: float) -> dict[str, Any]:
@@ -661,15 +712,24 @@ class Vport:
         self._check_path(path)
         before = self.queue_state()
         report: dict[str, Any] = {
-            "changed": False, "from": self.path, "to": path, "outstanding": 0, "drain_seconds": 0.0, "transfer_seconds": 0.0,
-            "resume_seconds": 0.0, "blackout_seconds": 0.0, "state_before": before, "state_after": before,
-        }  # fmt: skip
+            "changed": False,
+            "from": self.path,
+            "to": path,
+            "outstanding": 0,
+            "drain_seconds": 0.0,
+            "transfer_seconds": 0.0,
+            "resume_seconds": 0.0,
+            "blackout_seconds": 0.0,
+            "state_before": before,
+            "state_after": before,
+        }
         if path == self.path and self._alive(path):
             return report
         if self.state != "RUNNING" or self.fenced:
             raise RpcError(
                 "BAD_STATE",
-                f"vport {self.name} is {'fenced' if self.fenced else self.state}: resume it, with the path, or unfence it",
+                f"vport {self.name} is {'fenced' if self.fenced else self.state}: resume it, with the path, or "
+                f"unfence it",
             )
         if not self._alive(path):
             await self._spawn(path)
@@ -702,7 +762,9 @@ class Vport:
         return report
 
     async def switch(self, path: str, timeout: float) -> dict[str, Any]:
-        """Hand the rings over to the other path: suspend, drain, state, resume. Back to RUNNING on the old one at the deadline."""
+        """Hand the rings over to the other path: suspend, drain, state, resume. Back to RUNNING on the old one at the
+        deadline.
+        """
         async with self._locked(timeout):
             return await self._switch(path, timeout)
 
@@ -763,7 +825,8 @@ class Vport:
         if state.get("generation") != self.generation or state.get("digest") != self.digest:
             raise RpcError(
                 "STALE_GENERATION",
-                f"the queue state is of generation {state.get('generation')}, the mapping of vport {self.name} is of {self.generation}",
+                f"the queue state is of generation {state.get('generation')}, the mapping of vport {self.name} is "
+                f"of {self.generation}",
                 generation=self.generation,
             )
         found = list(self._positions(state))

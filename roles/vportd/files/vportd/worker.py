@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Worker: the process that takes the requests of one vport on one path, ``vf`` or ``pf``. The program of both paths is the same.
+"""Worker: the process that takes the requests of one vport on one path, ``vf`` or ``pf``. The program of both paths
+is the same.
 
-It is started as ``python3 -I -S -c ... <fd of the control channel>``, gets all it may touch over that channel (its storage, its vport's mapping, the guest's
-memory, the rings' eventfds), and gives up its privileges before it looks at any of it. It starts suspended. Commands are dictionaries with
+It is started as ``python3 -I -S -c ... <fd of the control channel>``, gets all it may touch over that channel (its
+storage, its vport's mapping, the guest's memory, the rings' eventfds), and gives up its privileges before it looks at
+any of it. It starts suspended. Commands are dictionaries with
 ``do`` and ``id``; each is answered by one with the same ``id``, and ``error`` when it was refused.
 """
 
@@ -43,6 +45,14 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
+def _clear(eventfd: int) -> None:
+    """Take a pending kick: QEMU must not find one that is meant for nobody when it takes the eventfd back."""
+    try:
+        os.read(eventfd, 8)
+    except OSError:  # none is pending
+        return
+
+
 class Worker:
     """The state of the process; ``run`` is its loop."""
 
@@ -62,7 +72,9 @@ class Worker:
         self.flush_token = object()
 
     def initialise(self, message: "Message", fds: list[int]) -> "Message":
-        """``init``: storage and counters; then the privileges go. Fields: vport, path, block_size, latency, backend, uid, gid."""
+        """``init``: storage and counters; then the privileges go. Fields: vport, path, block_size, latency, backend,
+        uid, gid.
+        """
         storage_fd, counters_fd = fds
         journal.name_process(f"vportd[{message['vport']}/{message['path']}]")
         self.vport = message["vport"]
@@ -155,7 +167,8 @@ class Worker:
             if result is not None:
                 self._answer(message, result)
 
-    # Every do_* below answers a command at once, or returns None and answers when the queues are drained. Descriptors in ``fds`` are closed afterwards:
+    # Every do_* below answers a command at once, or returns None and answers when the queues are drained. Descriptors
+    # in ``fds`` are closed afterwards:
     # one that is kept is taken out of the list.
 
     def do_mapping(self, message: "Message", fds: list[int]) -> "Message":
@@ -188,7 +201,9 @@ class Worker:
         return {}
 
     def do_log(self, message: "Message", fds: list[int]) -> "Message":
-        """Switch the dirty log of one LUN on or off: size and offset of the log, ``used`` = [queue, guest address of its used ring or null]."""
+        """Switch the dirty log of one LUN on or off: size and offset of the log, ``used`` = [queue, guest address of
+        its used ring or null].
+        """
         device = self.devices[message["lun"]]
         device.log = DirtyLog(fds[0], message["size"], message["offset"]) if fds else None
         for index, address in message["used"]:
@@ -209,7 +224,9 @@ class Worker:
             device.log.mark(rings)
 
     def do_start(self, message: "Message", fds: list[int]) -> "Message":
-        """Start queues of one LUN. ``fds`` = for each queue: in-flight region, kick, and call when ``call``. Answers positions, and rings that are broken."""
+        """Start queues of one LUN. ``fds`` = for each queue: in-flight region, kick, and call when ``call``. Answers
+        positions, and rings that are broken.
+        """
         device = self.devices[message["lun"]]
         if device.memory is None:
             raise VportdError(f"LUN {device.lun} has no guest memory yet")
@@ -326,12 +343,17 @@ class Worker:
         return {
             "outstanding": [
                 {
-                    "lun": device.lun, "queue": queue.index, "head": request.head,
-                    "operation": ("read", "write", "flush")[request.operation], "bytes": request.total,
+                    "lun": device.lun,
+                    "queue": queue.index,
+                    "head": request.head,
+                    "operation": ("read", "write", "flush")[request.operation],
+                    "bytes": request.total,
                 }
-                for device in self.devices.values() for queue in device.queues.values() for request in queue.outstanding.values()
+                for device in self.devices.values()
+                for queue in device.queues.values()
+                for request in queue.outstanding.values()
             ]
-        }  # fmt: skip
+        }
 
     def _forget(self, device: blk.Device) -> None:
         for queue in list(device.queues.values()):
@@ -351,7 +373,9 @@ class Worker:
         del queue.device.queues[queue.index]
 
     def _drained(self) -> None:
-        """Answer the commands whose requests are all done - and durable, for what the next one on the storage is may be another controller."""
+        """Answer the commands whose requests are all done - and durable, for what the next one on the storage is may
+        be another controller.
+        """
         waiting = [queue for queue in self.stopping if not queue.outstanding]
         suspended = self.suspending is not None and not any(
             queue.outstanding for device in self.devices.values() for queue in device.queues.values()
@@ -375,10 +399,7 @@ class Worker:
                 "used": queue.ring.used,
                 "broken": queue.broken,
             }
-            try:
-                os.read(queue.kick_fd, 8)
-            except OSError:  # no kick is pending
-                pass
+            _clear(queue.kick_fd)
             queue.publish()
             self._remove(queue)
             self._send(answer)
@@ -393,7 +414,9 @@ class Worker:
 
 
 def main() -> None:
-    """Serve the control channel whose descriptor is the last argument (the first names the directory of this package)."""
+    """Serve the control channel whose descriptor is the last argument (the first names the directory of this
+    package).
+    """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

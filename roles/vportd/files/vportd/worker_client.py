@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The engine's end of a worker: starts the process, sends commands, notices its end. Nothing here ever blocks the engine."""
+"""The engine's end of a worker: starts the process, sends commands, notices its end. Nothing here ever blocks the
+engine.
+"""
 
 import asyncio
 import fcntl
@@ -67,7 +69,9 @@ class WorkerClient:
     async def call(
         self, do: str, fds: list[int] | None = None, timeout: float | None = None, **fields: object
     ) -> Message:
-        """Send one command and return its answer. Raises WorkerDied, WorkerRefused, TimeoutError (after ``timeout`` seconds)."""
+        """Send one command and return its answer. Raises WorkerDied, WorkerRefused, TimeoutError (after ``timeout``
+        seconds).
+        """
         if not self.alive:
             raise WorkerDied(f"{self.who} {self.exit_text}")
         number = next(self._numbers)
