@@ -74,7 +74,7 @@ class Host:
             raise CommandFailed(f"{program} is not installed on this host; install the package {package}")
         if code in _TIMED_OUT:
             raise CommandFailed(
-                f"{' '.join(arguments)} gave no answer within {timeout:.0f} s and was killed; see dmesg for the device"
+                f"{' '.join(arguments)} gave no answer within {timeout:g} s and was killed; see dmesg for the device"
             )
         return code, out, err
 
@@ -95,7 +95,7 @@ class Host:
             except TimedOut:
                 holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
                 raise TimedOut(
-                    f"{path} is held by another run (process {holder}) for more than {timeout:.0f} s; let it end, "
+                    f"{path} is held by another run (process {holder}) for more than {timeout:g} s; let it end, "
                     "then try again"
                 ) from None
             os.ftruncate(descriptor, 0)

@@ -174,7 +174,7 @@ def _host_devices(description: ElementTree.Element) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How a migration is to be made. ``timeout`` seconds, ``max_downtime`` milliseconds, ``bandwidth`` MiB/s or None."""
+    """How a migration is to be made. ``timeout`` seconds, ``max_downtime`` milliseconds, ``bandwidth`` MiB/s."""
 
     migrate_uri: str | None
     timeout: float
@@ -265,7 +265,7 @@ class Migration:
         thread.join(ABORT_TIMEOUT)
         left = self.stats.get("memory_remaining")
         amount = f" with {left // _MIB} MiB left to send" if isinstance(left, int) else ""
-        return f"the migration of {self._name} was not done within {self._wish.timeout:.0f} s{amount} and was aborted"
+        return f"the migration of {self._name} was not done within {self._wish.timeout:g} s{amount} and was aborted"
 
     def _sample(self, domain: Any) -> None:
         try:
@@ -291,6 +291,11 @@ class Migration:
             return "unknown", f"the destination cannot be asked ({exc}); look by hand where {self._name} runs"
         here = self._source.guest(self._name)
         if there is not None and there.active:
+            if here is not None and here.state == "paused" and there.state == RUNNING:
+                left = (
+                    f"the paused copy left on this host must not be resumed, remove it with virsh destroy {self._name}"
+                )
+                return "destination", f"it runs on the destination {self._destination.uri}; {left}"
             if here is not None and here.active:
                 states = f"{here.state} here, {there.state} there"
                 return "both", f"it is active on both hosts ({states}); look by hand before starting anything"

@@ -18,7 +18,7 @@ from ._errors import CommandFailed, Refused
 from ._host import Host
 
 CLASS_NVME = "0x0108"
-COMMAND_TIMEOUT = 30.0
+COMMAND_TIMEOUT = 30.0  # seconds; options are given in their short form, which is the same in all versions of nvme-cli
 _CONTROLLER = re.compile(r"nvme\d+")
 _NAMESPACE = re.compile(r"nvme\d+n(\d+)")
 _MULTIPATH_MEMBER = re.compile(r"nvme\d+c\d+n\d+")
@@ -155,11 +155,11 @@ def secondaries(host: Host, device: str) -> list[Secondary]:
 
 
 def _secondary_page(host: Host, device: str, lowest: int) -> list[Secondary]:
-    arguments = ["nvme", "list-secondary", device, f"--cntid={lowest}"]
+    arguments = ["nvme", "list-secondary", device, "-c", str(lowest)]
     try:
-        return parse_secondaries_json(host.output([*arguments, "--output-format=json"], COMMAND_TIMEOUT))
+        return parse_secondaries_json(host.output([*arguments, "-o", "json"], COMMAND_TIMEOUT))
     except ValueError:
-        return parse_secondaries(host.output_bytes([*arguments, "--output-format=binary"], COMMAND_TIMEOUT))
+        return parse_secondaries(host.output_bytes([*arguments, "-o", "binary"], COMMAND_TIMEOUT))
 
 
 def parse_secondaries_json(text: str) -> list[Secondary]:
@@ -203,13 +203,13 @@ def capabilities(host: Host, device: str) -> Capabilities:
     """Primary Controller Capabilities of ``device``."""
     arguments = ["nvme", "primary-ctrl-caps", device]
     try:
-        reply = json.loads(host.output([*arguments, "--output-format=json"], COMMAND_TIMEOUT))
+        reply = json.loads(host.output([*arguments, "-o", "json"], COMMAND_TIMEOUT))
         return Capabilities(
             queues=Resources(*(_number(_first(reply, key)) for key in ("vqfrt", "vqrfap", "vqfrsm"))),
             interrupts=Resources(*(_number(_first(reply, key)) for key in ("vifrt", "virfap", "vifrsm"))),
         )
     except ValueError:
-        data = host.output_bytes([*arguments, "--output-format=binary"], COMMAND_TIMEOUT)
+        data = host.output_bytes([*arguments, "-o", "binary"], COMMAND_TIMEOUT)
     if len(data) < 96:
         raise CommandFailed(
             f"nvme primary-ctrl-caps {device} gave {len(data)} bytes, which is no capabilities structure; update "
@@ -222,7 +222,7 @@ def capabilities(host: Host, device: str) -> Capabilities:
 
 def active_nsids(host: Host, device: str) -> list[int]:
     """NSIDs attached to ``device``, from the controller itself: the kernel may not have scanned them yet."""
-    out = host.output(["nvme", "list-ns", device, "--output-format=json"], COMMAND_TIMEOUT)
+    out = host.output(["nvme", "list-ns", device, "-o", "json"], COMMAND_TIMEOUT)
     try:
         reply = json.loads(out)
         entries: Iterable[Any] = _first(reply, "nsid_list", "nsids") if isinstance(reply, dict) else reply

@@ -449,7 +449,7 @@ class Changes:
                 and all(self._host.sysfs.exists("bus/pci/devices", vf) for _index, vf in vf_links(self._host, address))
             ),
             self._timeout,
-            f"adapter {address} did not show {count} VFs within {self._timeout:.0f} s; see dmesg",
+            f"adapter {address} did not show {count} VFs within {self._timeout:g} s; see dmesg",
         )
 
     def _unbind(self, address: str, driver: str) -> None:
@@ -458,28 +458,23 @@ class Changes:
         wait_until(
             lambda: self._driver(address) is None,
             self._timeout,
-            f"VF {address} did not leave driver {driver} within {self._timeout:.0f} s; see dmesg",
+            f"VF {address} did not leave driver {driver} within {self._timeout:g} s; see dmesg",
         )
 
     def _bind(self, address: str, driver: str) -> None:
         self._write(f"{address}/driver_override", driver)
         self._host.sysfs.write("bus/pci/drivers_probe", address, self._timeout)
-        missing = f"VF {address} did not come to driver {driver} within {self._timeout:.0f} s; see dmesg"
+        missing = f"VF {address} did not come to driver {driver} within {self._timeout:g} s; see dmesg"
         wait_until(lambda: self._driver(address) == driver, self._timeout, missing)
 
     def _driver(self, address: str) -> str | None:
         return self._host.sysfs.link_name("bus/pci/devices", address, "driver")
 
     def _virt_mgmt(self, cntlid: int, action: int, resource: int | None = None, count: int | None = None) -> None:
-        arguments = [
-            "nvme",
-            "virt-mgmt",
-            self._host.device(self._before.controller),
-            f"--cntlid={cntlid}",
-            f"--act={action}",
-        ]
+        device = self._host.device(self._before.controller)
+        arguments = ["nvme", "virt-mgmt", device, "-c", str(cntlid), "-a", str(action)]
         if resource is not None and count is not None:
-            arguments += [f"--rt={resource}", f"--nr={count}"]
+            arguments += ["-r", str(resource), "-n", str(count)]
         self._host.output(arguments, self._timeout)
 
     def _ready(self, address: str) -> None:
@@ -488,7 +483,7 @@ class Changes:
         wait_until(
             lambda: _nvme.controller_state(host, address) == "live",
             self._timeout,
-            f"the controller of VF {address} did not become live within {self._timeout:.0f} s; see dmesg",
+            f"the controller of VF {address} did not become live within {self._timeout:g} s; see dmesg",
         )
         controller = _nvme.controller(host, address)
         if controller is None:
@@ -504,7 +499,7 @@ class Changes:
             shown,
             self._timeout,
             f"VF {address} did not show the block devices of namespaces {sorted(attached)} within "
-            f"{self._timeout:.0f} s; see dmesg",
+            f"{self._timeout:g} s; see dmesg",
         )
 
     def _write(self, path: str, value: str) -> None:

@@ -70,7 +70,7 @@ class Sysfs:
             os._exit(min(code, 255))
         if not _ended_within(child, timeout):
             raise SysfsError(
-                f"writing {value.strip()!r} to {target} did not come back within {timeout:.0f} s (the kernel waits, "
+                f"writing {value.strip()!r} to {target} did not come back within {timeout:g} s (the kernel waits, "
                 f"process {child}); "
                 "find the user of the device, then try again"
             )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A machine for the modules: /sys, /dev and /proc as a tree of files, and what acts behind them.
 
-What acts keeps state and says no where hardware and tools do: an adapter whose number of VFs goes from 0 to N only, a controller that
-does not go online without resources or before its VF exists, a volume group that runs full.
+What acts keeps state and says no where hardware and tools do: an adapter whose number of VFs goes from 0 to N only, a
+controller that does not go online without resources or before its VF exists, a volume group that runs full.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ class Adapter:
         base = f"bus/pci/devices/{address}"
         self.machine.symlink(f"{base}/driver", f"../../../../bus/pci/drivers/{driver}")
         if driver == "nvme":
-            self.machine.show_controller(address, f"nvme{next(self._names)}", self.controller_of(address).online, self.multipath)
+            self.machine.show_controller(
+                address, f"nvme{next(self._names)}", self.controller_of(address).online, self.multipath
+            )
 
     def unbind(self, address: str) -> None:
         base = self.machine.sys / "bus/pci/devices" / address
@@ -127,47 +129,50 @@ class Adapter:
         if command == "virt-mgmt":
             return self.virt_mgmt({key: int(value) for key, value in options.items()})
         if command == "list-secondary":
-            return 0, self.list_secondary(int(options["cntid"]), options["output-format"]), ""
+            return 0, self.list_secondary(int(options["-c"]), options["-o"]), ""
         if command == "primary-ctrl-caps":
-            return 0, self.capabilities(options["output-format"]), ""
+            return 0, self.capabilities(options["-o"]), ""
         if command == "list-ns":
             return 0, json.dumps({"nsid_list": [{"nsid": 1}]}), ""
         return 1, "", f"ERROR: Invalid sub-command '{command}'"
 
     def virt_mgmt(self, options: dict[str, int]) -> tuple[int, str, str]:
-        controller = self.controllers.get(options["cntlid"])
+        controller = self.controllers.get(options["-c"])
         if controller is None:
             return 1, "", "NVMe status: Invalid Controller Identifier: (0x411f)"
-        action = options["act"]
+        action = options["-a"]
         if action == 7:
             controller.online, controller.queues, controller.interrupts = False, 0, 0
         elif action == 8:
             if controller.online:
                 return 1, "", "NVMe status: Invalid Secondary Controller State: (0x4120)"
-            kind = "queues" if options["rt"] == 0 else "interrupts"
-            limit = self.flexible_queues if options["rt"] == 0 else self.flexible_interrupts
+            kind = "queues" if options["-r"] == 0 else "interrupts"
+            limit = self.flexible_queues if options["-r"] == 0 else self.flexible_interrupts
             others = sum(getattr(other, kind) for other in self.controllers.values() if other is not controller)
-            if others + options["nr"] > limit or options["nr"] > limit // self.total:
+            if others + options["-n"] > limit or options["-n"] > limit // self.total:
                 return 1, "", "NVMe status: Invalid Number of Controller Resources: (0x4121)"
-            setattr(controller, kind, options["nr"])
+            setattr(controller, kind, options["-n"])
         elif action == 9:
             if controller.vf > self.numvfs or controller.queues < 2 or controller.interrupts < 1:
                 return 1, "", "NVMe status: Invalid Secondary Controller State: (0x4120)"
             controller.online = True
-        return 0, f"success, Number of Controller Resources Modified (NRM):{options.get('nr', 0)}\n", ""
+        return 0, f"success, Number of Controller Resources Modified (NRM):{options.get('-n', 0)}\n", ""
 
     def list_secondary(self, lowest: int, form: str) -> str | bytes:
         listed = [entry for entry in self.controllers.values() if entry.cntlid >= lowest][:127]
         if form == "binary":
             data = struct.pack("<B31x", len(listed))
             for entry in listed:
-                data += struct.pack("<HHB3xHHH18x", entry.cntlid, 0, entry.online, entry.vf, entry.queues, entry.interrupts)
+                data += struct.pack(
+                    "<HHB3xHHH18x", entry.cntlid, 0, entry.online, entry.vf, entry.queues, entry.interrupts
+                )
             return data.ljust(4096, b"\0")
         if self.json_style == "unusable":
             return '{"secondary-controllers":[{"scid":1,'
         if self.json_style == "short":
             rows: list[Any] = [
-                {"scid": e.cntlid, "vfn": e.vf, "scs": str(int(e.online)), "nvq": e.queues, "nvi": e.interrupts} for e in listed
+                {"scid": e.cntlid, "vfn": e.vf, "scs": str(int(e.online)), "nvq": e.queues, "nvi": e.interrupts}
+                for e in listed
             ]
             return json.dumps(rows)
         rows = [
@@ -193,7 +198,9 @@ class Adapter:
         if self.json_style == "unusable":
             return "not json"
         caps = {"vqfrt": queues, "vqrfa": 0, "vqrfap": 0, "vqprt": 2, "vqfrsm": queues // self.total}
-        return json.dumps(caps | {"vifrt": interrupts, "virfa": 0, "virfap": 0, "viprt": 1, "vifrsm": interrupts // self.total})
+        return json.dumps(
+            caps | {"vifrt": interrupts, "virfa": 0, "virfap": 0, "viprt": 1, "vifrsm": interrupts // self.total}
+        )
 
 
 class KernelSysfs(Sysfs):
@@ -209,7 +216,7 @@ class KernelSysfs(Sysfs):
         value = value.strip()
         target = machine.sys / path
         try:
-            if not (target.exists() or path.endswith("/driver/unbind") and machine.link(os.path.dirname(path))):
+            if not (target.exists() or (path.endswith("/driver/unbind") and machine.link(os.path.dirname(path)))):
                 raise OSError(errno.ENOENT, "No such file or directory")
             if path.endswith("/sriov_numvfs"):
                 machine.adapter.set_numvfs(int(value))
@@ -235,7 +242,14 @@ class Machine:
         self.written: list[tuple[str, str]] = []
         self.commands: list[list[str]] = []
         self.interceptor: Callable[[list[str]], tuple[int, str, str] | None] = lambda _arguments: None
-        for directory in ("sys/bus/pci/drivers/nvme", "sys/class/block", "sys/kernel/iommu_groups/9", "dev", "proc", "lock"):
+        for directory in (
+            "sys/bus/pci/drivers/nvme",
+            "sys/class/block",
+            "sys/kernel/iommu_groups/9",
+            "dev",
+            "proc",
+            "lock",
+        ):
             (root / directory).mkdir(parents=True)
         self.write("bus/pci/drivers_probe", "")
         self.adapter = Adapter(self)
@@ -284,7 +298,12 @@ class Machine:
         if not live:
             return
         node = f"{name[:5]}c1n1" if multipath else f"{name}n1"
-        for key, value in {"nsid": "1", "size": str(self.size // 512), "wwid": IDENTITY, "dev": f"259:{name[4:]}"}.items():
+        for key, value in {
+            "nsid": "1",
+            "size": str(self.size // 512),
+            "wwid": IDENTITY,
+            "dev": f"259:{name[4:]}",
+        }.items():
             self.write(f"{base}/{node}/{key}", value)
         (self.sys / base / node / "holders").mkdir()
         if not multipath:
@@ -318,7 +337,7 @@ class Machine:
         if intercepted is not None:
             return intercepted
         if program == "nvme":
-            options = dict(part[2:].split("=", 1) for part in command[3:])
+            options = dict(zip(command[3::2], command[4::2], strict=True))
             return self.adapter.nvme(command[1], options)
         if program == "modprobe":
             return self._modprobe(command)
@@ -410,8 +429,8 @@ class VolumeGroups:
         flags: dict[str, list[str]] = {}
         words: list[str] = []
         valued = {
-            "--setautoactivation", "--physicalextentsize", "--type", "--activate", "--zero", "--wipesignatures", "--addtag",
-            "--deltag", "--size", "--name", "--reportformat", "--units", "-o",
+            "--setautoactivation", "--physicalextentsize", "--type", "--activate", "--zero", "--wipesignatures",
+            "--addtag", "--deltag", "--size", "--name", "--reportformat", "--units", "-o",
         }  # fmt: skip
         rest = iter(arguments)
         for argument in rest:

@@ -46,7 +46,7 @@ class Modules:
         return message
 
     def settles(self, name: str, fingerprint: Any, /, **arguments: Any) -> dict[str, Any]:
-        """Run a change in check mode, for real, and again: the first touches nothing and tells the truth, the last changes nothing."""
+        """In check mode, for real, and again: the first touches nothing and is right, the last changes nothing."""
         before = fingerprint()
         foretold = self.run(name, True, arguments)
         assert not foretold.get("failed"), foretold

@@ -74,7 +74,9 @@ def test_a_namespace_with_another_pool_is_refused(machine: Machine, pool: Module
         ({"name": "-x", "adapter": PF}, "'-x' is not a usable name"),
     ],
 )
-def test_a_pool_that_cannot_be_is_refused(machine: Machine, modules: Modules, arguments: dict[str, Any], word: str) -> None:
+def test_a_pool_that_cannot_be_is_refused(
+    machine: Machine, modules: Modules, arguments: dict[str, Any], word: str
+) -> None:
     before = machine.fingerprint()
     assert word in modules.refused("pool", **arguments)
     assert machine.fingerprint() == before
@@ -116,9 +118,10 @@ def test_a_run_killed_before_the_wipe_is_finished_by_the_next(
     def killed(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(_zero, "zero", killed)
-        pool.vdisk(**SAN, name="web1", size="2MiB")
+        with pytest.raises(KeyboardInterrupt):
+            pool.vdisk(**SAN, name="web1", size="2MiB")
     assert not pool.vdisk_info(**SAN)["vdisks"][0]["ready"]
     result = pool.settles("vdisk", machine.fingerprint, **SAN, name="web1", size="2MiB")
     assert result["steps"] == ["zero 2 MiB of vdisk web1"]
@@ -227,7 +230,9 @@ def test_a_pool_that_is_not_there_is_named(machine: Machine, modules: Modules) -
 def test_a_vdisk_that_a_vport_maps_stays(machine: Machine, pool: Modules, engine: Engine) -> None:
     pool.vdisk(**SAN, name="web1", size="2MiB")
     engine.call("vport_create", {"vport": "v1"})
-    engine.call("mapping_set", {"vport": "v1", "expected_generation": None, "luns": [_lun(3, "web1", [0, MIB, 2 * MIB])]})
+    engine.call(
+        "mapping_set", {"vport": "v1", "expected_generation": None, "luns": [_lun(3, "web1", [0, MIB, 2 * MIB])]}
+    )
     before = machine.fingerprint()
     assert "mapped by vport v1 as LUN 3" in pool.refused("vdisk", **SAN, name="web1", state="absent")
     assert machine.fingerprint() == before
@@ -243,7 +248,9 @@ def test_a_vdisk_is_not_removed_while_nobody_can_say_who_maps_it(machine: Machin
 
 def test_extents_that_a_vport_maps_by_hand_are_not_zeroed(machine: Machine, pool: Modules, engine: Engine) -> None:
     engine.call("vport_create", {"vport": "v1"})
-    engine.call("mapping_set", {"vport": "v1", "expected_generation": None, "luns": [_lun(0, "byhand", [0, 2 * MIB, MIB])]})
+    engine.call(
+        "mapping_set", {"vport": "v1", "expected_generation": None, "luns": [_lun(0, "byhand", [0, 2 * MIB, MIB])]}
+    )
     before = machine.device.read_bytes()
     message = pool.refused("vdisk", **SAN, name="web1", size="3MiB")
     assert "mapped by vport v1 as LUN 0" in message

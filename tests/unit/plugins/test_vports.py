@@ -67,7 +67,9 @@ def test_a_bound_vport_is_not_deleted(v1: Modules, engine: Engine) -> None:
         ({"name": "v1", "adapter": "one"}, "'one' is not a PCI address"),
     ],
 )
-def test_a_vport_that_cannot_be_is_refused(modules: Modules, engine: Engine, arguments: dict[str, Any], word: str) -> None:
+def test_a_vport_that_cannot_be_is_refused(
+    modules: Modules, engine: Engine, arguments: dict[str, Any], word: str
+) -> None:
     before = engine.fingerprint()
     assert word in modules.refused("vport", **arguments)
     assert engine.fingerprint() == before
@@ -330,7 +332,9 @@ ASKING_VPORTD: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "arguments"), ASKING_VPORTD)
 @pytest.mark.parametrize("check", [False, True])
-def test_vportd_not_running_is_said_in_one_line(modules: Modules, name: str, arguments: dict[str, Any], check: bool) -> None:
+def test_vportd_not_running_is_said_in_one_line(
+    modules: Modules, name: str, arguments: dict[str, Any], check: bool
+) -> None:
     message = modules.refused(name, check=check, **arguments)
     assert message.startswith("vportd does not answer on ")
     assert message.endswith("start it with systemctl start vportd")

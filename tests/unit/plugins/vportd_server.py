@@ -170,9 +170,20 @@ class Engine:
     def do_vport_switch(self, vport: str, path: str, timeout: float = 10) -> Any:
         record = self._get(vport)
         if self.drain_hangs:
-            raise RpcError("TIMEOUT", f"vport {vport} still had 3 requests outstanding after {timeout} s; it runs on path {record['path']} again")
+            raise RpcError(
+                "TIMEOUT",
+                f"vport {vport} still had 3 requests outstanding after {timeout} s; it runs on path {record['path']} "
+                "again",
+            )
         old, record["path"] = record["path"], path
-        return {"changed": old != path, "from": old, "to": path, "outstanding": 2, "drain_seconds": 0.001, "blackout_seconds": 0.002}
+        return {
+            "changed": old != path,
+            "from": old,
+            "to": path,
+            "outstanding": 2,
+            "drain_seconds": 0.001,
+            "blackout_seconds": 0.002,
+        }
 
     def do_vport_unbind(self, vport: str, timeout: float = 10) -> Any:
         record = self._get(vport)
@@ -192,7 +203,14 @@ class Engine:
         return self._record(vport)
 
 
-_CODES = {"NOT_FOUND": -32001, "IN_USE": -32003, "STALE_GENERATION": -32004, "INVALID": -32005, "TIMEOUT": -32006, "BAD_STATE": -32007}
+_CODES = {
+    "NOT_FOUND": -32001,
+    "IN_USE": -32003,
+    "STALE_GENERATION": -32004,
+    "INVALID": -32005,
+    "TIMEOUT": -32006,
+    "BAD_STATE": -32007,
+}
 
 
 class _Handler(socketserver.StreamRequestHandler):

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pools and vdisks on real LVM and a loop device, where the machine has them: its command lines are LVM's to accept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.iovlab.storage.plugins.module_utils import _pool
+from tests.unit.plugins.machine import MIB, PF, Machine
+from tests.unit.plugins.runner import Modules
+
+SAN: dict[str, Any] = {"pool": "iovlabtest", "adapter": PF}
+
+
+def _loop(image: Path) -> str | None:
+    if os.geteuid() != 0 or not all(shutil.which(program) for program in ("losetup", "vgcreate", "wipefs")):
+        return None
+    done = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@pytest.fixture
+def real(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modules]:
+    """Modules on a machine whose namespace is a loop device, and whose LVM is the real one."""
+    image = tmp_path / "image"
+    image.write_bytes(b"secret--" * (machine.size // 8))
+    loop = _loop(image)
+    if loop is None:
+        pytest.skip("needs root, a loop device and lvm2")
+    machine.device.unlink()
+    machine.device.symlink_to(loop)
+
+    def run(command: list[str]) -> tuple[int, str, str]:
+        named = [part.replace(str(machine.device), loop) for part in command]
+        done = subprocess.run(named, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
+        return done.returncode, done.stdout, done.stderr
+
+    machine.interceptor = lambda command: None if command[0] == "nvme" else run(command)
+    try:
+        yield Modules(machine.host, monkeypatch, rpc_socket=str(tmp_path / "rpc.sock"))
+    finally:
+        subprocess.run(["losetup", "--detach", loop], check=True)
+
+
+def test_a_pool_and_its_vdisks_live_through_everything(machine: Machine, real: Modules) -> None:
+    created = real.pool(name="iovlabtest", adapter=PF, extent_size="1MiB")
+    assert created["changed"], created
+    assert created["pool"]["extent_size"] == MIB
+    assert not real.pool(name="iovlabtest", adapter=PF)["changed"]
+
+    first = real.vdisk(**SAN, name="a", size="2MiB")
+    assert first["vdisk"]["extents"] == [[0, MIB, 2 * MIB]], first
+    real.vdisk(**SAN, name="b", size="1MiB")
+    grown = real.vdisk(**SAN, name="a", size="4MiB")
+    assert grown["vdisk"]["extents"] == [[0, MIB, 2 * MIB], [2 * MIB, 4 * MIB, 2 * MIB]], grown
+    assert grown["vdisk"]["ready"]
+    assert not real.vdisk(**SAN, name="a", size="4MiB")["changed"]
+
+    data = machine.device.read_bytes()
+    assert data[MIB : 6 * MIB] == bytes(5 * MIB)
+    assert data[6 * MIB :].startswith(b"secret--")
+
+    listed = real.vdisk_info(**SAN)
+    assert [(vdisk["name"], vdisk["wiped"]) for vdisk in listed["vdisks"]] == [("a", 4 * MIB), ("b", MIB)]
+    assert "does not fit" in real.refused("vdisk", **SAN, name="c", size="1GiB")
+    assert "still holds 2 vdisks" in real.refused("pool", name="iovlabtest", adapter=PF, state="absent")
+    for name in ("a", "b"):
+        assert real.vdisk(**SAN, name=name, state="absent", check_vports=False)["changed"]
+    assert real.pool(name="iovlabtest", adapter=PF, state="absent")["changed"]
+    assert not real.pool(name="iovlabtest", adapter=PF, state="absent")["changed"]
+
+
+def test_no_host_activates_the_pool(machine: Machine, real: Modules) -> None:
+    real.pool(name="iovlabtest", adapter=PF)
+    assert _pool.Lvm(machine.host, str(machine.device)).report("vgs", "vg", ["vg_autoactivation"]) == [
+        {"vg_autoactivation": ""}
+    ]
+    real.pool(name="iovlabtest", adapter=PF, state="absent")
+
+
+def test_a_file_system_is_not_overwritten(machine: Machine, real: Modules) -> None:
+    if shutil.which("mkswap") is None:
+        pytest.skip("needs mkswap")
+    subprocess.run(["mkswap", "--quiet", str(machine.device.resolve())], check=True)
+    before = machine.device.read_bytes()
+    assert "holds swap" in real.refused("pool", name="iovlabtest", adapter=PF)
+    assert machine.device.read_bytes() == before
