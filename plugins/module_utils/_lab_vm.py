@@ -3,7 +3,7 @@
 
 Layout of a lab's directory::
 
-    <lab>/<vm>/overlay.qcow2  seed.tar  console.log  qemu.pid  qmp.sock  command.json
+    <lab>/<vm>/overlay.qcow2  seed.tar  console.log  qemu.log  qemu.pid  qmp.sock  command.json
     <lab>/links/<vm>-<peer>.sock      one end of the link between two VMs
 """
 
@@ -32,6 +32,7 @@ from ._qmp import Qmp, QmpError
 QEMU = "qemu-system-x86_64"
 QEMU_FLOOR = (7, 2)
 _NAMESPACE = uuid.UUID("3b0f5a54-5b0e-4f0a-9d3b-6a9a1f6f2f11")
+_START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 60.0
 
 
@@ -115,7 +116,7 @@ class LabVm:
             "-smp", str(self.cpus), "-m", f"{self.memory}M", "-nodefaults", "-display", "none",
             "-kernel", self.image.kernel, "-initrd", self.image.initrd, "-append", kernel_arguments,
             "-chardev", "file,id=console,path=console.log,append=on", "-serial", "chardev:console",
-            "-qmp", "unix:qmp.sock,server=on,wait=off", "-pidfile", "qemu.pid", "-daemonize",
+            "-qmp", "unix:qmp.sock,server=on,wait=off", "-pidfile", "qemu.pid",
             "-device", "intel-iommu,intremap=on,caching-mode=on",
             "-drive", "if=none,id=root,file=overlay.qcow2,cache=unsafe",
             "-device", "virtio-blk-pci,drive=root,addr=2",
@@ -241,7 +242,33 @@ def start(vm: LabVm) -> None:
         file.write(vm.seed_archive())
     with open(vm.path("command.json"), "w", encoding="utf-8") as file:
         json.dump(vm.command(), file, indent=1)
-    _run(vm.command(), vm.home)
+    # Not -daemonize: it changes to /, and the links' addresses are relative to the VM's directory.
+    with open(vm.path("qemu.log"), "w+", encoding="utf-8", errors="replace") as log:
+        process = subprocess.Popen(
+            vm.command(), cwd=vm.home, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            wait_until(lambda: process.poll() is not None or _listens(vm), _START_TIMEOUT, "no monitor")
+        except TimedOut:
+            process.kill()
+            raise TimedOut(
+                f"QEMU of lab VM {vm.name} does not open its monitor within {_START_TIMEOUT:.0f} s; see {log.name}"
+            ) from None
+        if process.returncode is not None:
+            log.seek(0)
+            said = " ".join(log.read().split()) or "no message"
+            raise CommandFailed(f"QEMU of lab VM {vm.name} ended with {process.returncode} at once: {said[-400:]}")
+
+
+def _listens(vm: LabVm) -> bool:
+    """Whether QEMU has started: its process number is written, and its monitor answers."""
+    if running_pid(vm.home, vm.process_name) is None:
+        return False
+    try:
+        with Qmp(vm.home, "qmp.sock"):
+            return True
+    except QmpError:
+        return False
 
 
 def stop(vm: LabVm, force: bool) -> None:
