@@ -69,7 +69,7 @@ def refuse_own_address(uri: str, what: str) -> None:
 
 def plan(name: str, source: Side, destination: Side) -> Plan:
     """From where the virtual machine is to where it should be: running on the destination, unknown to the source."""
-    if source.uuid == destination.uuid:
+    if source.uuid and source.uuid == destination.uuid:
         raise Refused(
             f"destination: {destination.uri} is this same host (host UUID {source.uuid}); give the other hypervisor"
         )

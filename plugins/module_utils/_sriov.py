@@ -8,6 +8,7 @@ there before.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -481,7 +482,7 @@ class Changes:
         """The controller is live and every namespace attached to it has its block device."""
         host = self._host
         wait_until(
-            lambda: _nvme.controller_state(host, address) == "live",
+            lambda: _nvme.controller_state(host, address) == "live" and self._has_node(address),
             self._timeout,
             f"the controller of VF {address} did not become live within {self._timeout:g} s; see dmesg",
         )
@@ -501,6 +502,11 @@ class Changes:
             f"VF {address} did not show the block devices of namespaces {sorted(attached)} within "
             f"{self._timeout:g} s; see dmesg",
         )
+
+    def _has_node(self, address: str) -> bool:
+        """udev makes the character device a moment after the kernel has the controller."""
+        name = _nvme.controller(self._host, address)
+        return name is not None and os.path.exists(self._host.device(name))
 
     def _write(self, path: str, value: str) -> None:
         self._host.sysfs.write(f"bus/pci/devices/{path}", value, self._timeout)
