@@ -15,6 +15,17 @@ options:
     default: /run/vportd/rpc.sock
 """
 
+    # What check mode may take as given
+    PLANNED = r"""
+options:
+  planned:
+    description:
+      - Only looked at in check mode. What this module builds on, C(vportd) itself included, may be missing, since an
+        earlier task of the same run would make it; the plan is made as if it were there, with a warning.
+    type: bool
+    default: false
+"""
+
     # Where a pool is
     STORAGE = r"""
 options:

@@ -37,4 +37,5 @@ class ArgumentSpec:
 
 STATE = ArgumentSpec({"state": {"type": "str", "choices": ["present", "absent"], "default": "present"}})
 RPC = ArgumentSpec({"rpc_socket": {"type": "path", "default": "/run/vportd/rpc.sock"}})
+PLANNED = ArgumentSpec({"planned": {"type": "bool", "default": False}})
 STORAGE = ArgumentSpec({"adapter": {"type": "str", "required": True}, "nsid": {"type": "int", "default": 1}})

@@ -19,6 +19,10 @@ class Refused(IovlabError):
     """Found before anything was touched."""
 
 
+class Missing(Refused):
+    """What the module builds on is not there: a pool, a vdisk, a vport. An earlier task may be meant to make it."""
+
+
 class CommandFailed(IovlabError):
     """A program that the module needs failed, timed out or is not installed."""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lab's image on the control node: built once by mmdebstrap, kept in the cache under a hash of all that goes into it.
+"""The lab's image on the control node: built once by mmdebstrap, cached under a hash of all that goes into it.
 
 An image is a directory ``<cache>/images/<key>/`` with ``root.qcow2``, ``vmlinuz``, ``initrd`` (lab hypervisors) and
 ``tenant.initrd`` (tenant VMs, same kernel). It appears by one rename, so what is there is whole.
@@ -32,7 +32,7 @@ _KVM_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What goes into an image: the directory of its files, the Debian suite, a mirror (empty: the suite's usual one)."""
+    """What goes into an image: the directory of its files, the Debian suite, a mirror (empty: the usual one)."""
 
     files: str
     suite: str

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _zero
-from ._errors import CommandFailed, Refused, StepFailed
+from ._errors import CommandFailed, Missing, Refused, StepFailed
 from ._host import Host
 from ._plan import Plan, Step, carry_out
 from ._units import format_size
@@ -148,7 +148,7 @@ def read_storage(host: Host, device: str, size: int, readonly: bool = False) -> 
 def pool_of(storage: Storage, name: str) -> Pool:
     """The pool ``name``; Refused when the storage has none or another."""
     if storage.pool is None:
-        raise Refused(f"pool: there is no pool {name} on {storage.device}; create it with the pool module first")
+        raise Missing(f"pool: there is no pool {name} on {storage.device}; create it with the pool module first")
     if storage.pool.name != name:
         raise Refused(
             f"pool: there is no pool {name} on {storage.device}, it holds pool {storage.pool.name}; correct pool or "
@@ -445,7 +445,7 @@ def mappable(pool: Pool, name: str) -> Vdisk:
     vdisk = pool.vdisk(name)
     if vdisk is None:
         known = ", ".join(vdisk.name for vdisk in pool.vdisks) or "none"
-        raise Refused(
+        raise Missing(
             f"vdisk: there is no vdisk {name} in pool {pool.name} (it has: {known}); create it with the vdisk module "
             "first"
         )

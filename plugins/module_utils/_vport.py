@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ._errors import Refused
+from ._errors import Missing, Refused
 from ._plan import Plan, Step
 
 Record = Mapping[str, Any]
@@ -23,8 +23,8 @@ def front_ends(record: Record) -> dict[int, str]:
     return found
 
 
-def missing(vport: str) -> Refused:
-    return Refused(f"vport: there is no vport {vport} on this host; create it with the vport module first")
+def missing(vport: str) -> Missing:
+    return Missing(f"vport: there is no vport {vport} on this host; create it with the vport module first")
 
 
 def adapter_of(
@@ -142,7 +142,7 @@ def plan_binding(record: Record, vf: str | None, path: str) -> Plan:
     if after == before:
         return Plan(before, after)
     if not record["generation"]:
-        raise Refused(f"vport {name} has no mapping yet; push one with adapter_mapping before binding it")
+        raise Missing(f"vport {name} has no mapping yet; push one with adapter_mapping before binding it")
     if record["vf"]:
         return Plan(
             before,

@@ -82,6 +82,7 @@ options:
 extends_documentation_fragment:
   - iovlab.storage._attributes
   - iovlab.storage._options.rpc
+  - iovlab.storage._options.planned
 seealso:
   - module: iovlab.storage.vdisk
   - module: iovlab.storage.vport
@@ -146,16 +147,17 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.iovlab.storage.plugins.module_utils import _mapped, _mapping, _nvme, _pool, _vport
-from ansible_collections.iovlab.storage.plugins.module_utils._argspec import RPC, STATE, ArgumentSpec
+from ansible_collections.iovlab.storage.plugins.module_utils._argspec import PLANNED, RPC, STATE, ArgumentSpec
 from ansible_collections.iovlab.storage.plugins.module_utils._errors import Refused
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
-from ansible_collections.iovlab.storage.plugins.module_utils._plan import Plan, carry_out
+from ansible_collections.iovlab.storage.plugins.module_utils._plan import Plan, Step, carry_out
 from ansible_collections.iovlab.storage.plugins.module_utils._rpc import Vportd
 from ansible_collections.iovlab.storage.plugins.module_utils._units import pci_address, vport_name
 
 SPEC = STATE.merge(
     RPC,
+    PLANNED,
     ArgumentSpec(
         {
             "vport": {"type": "str", "required": True},
@@ -253,8 +255,16 @@ def _wanted(
     return _mapping.normalised(luns)
 
 
+def foreseen(options: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
+    name, luns = options["vport"], options["luns"] or []
+    after = {"vport": name, "luns": [{"lun": entry["lun"], "vdisk": entry["vdisk"]} for entry in luns]}
+    step = Step("mapping_set", f"push a mapping of {len(luns)} LUNs to vport {name}")
+    addresses = {entry["vdisk"]: f"{name}:{entry['lun']}" for entry in luns}
+    return Plan({}, after, (step,)), {"generation": 0, "digest": None, "addresses": addresses, "luns": []}
+
+
 def main() -> None:
-    run(SPEC, body)
+    run(SPEC, body, foreseen)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ extends_documentation_fragment:
   - iovlab.storage._attributes
   - iovlab.storage._options.storage
   - iovlab.storage._options.rpc
+  - iovlab.storage._options.planned
 notes:
   - A vport on another hypervisor that maps the vdisk is not seen from here. Remove its mapping before the vdisk.
 requirements:
@@ -132,15 +133,17 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.iovlab.storage.plugins.module_utils import _mapped, _nvme, _pool
-from ansible_collections.iovlab.storage.plugins.module_utils._argspec import RPC, STATE, STORAGE, ArgumentSpec
+from ansible_collections.iovlab.storage.plugins.module_utils._argspec import PLANNED, RPC, STATE, STORAGE, ArgumentSpec
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
+from ansible_collections.iovlab.storage.plugins.module_utils._plan import Plan, Step
 from ansible_collections.iovlab.storage.plugins.module_utils._rpc import Vportd
 from ansible_collections.iovlab.storage.plugins.module_utils._units import lvm_name, parse_size, pci_address
 
 SPEC = STATE.merge(
     STORAGE,
     RPC,
+    PLANNED,
     ArgumentSpec(
         {
             "pool": {"type": "str", "required": True},
@@ -173,8 +176,14 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     return planned.report() | {"vdisk": _pool.described(pool, vdisk) if vdisk else {}, "notes": planned.notes}
 
 
+def foreseen(options: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
+    text = f"create vdisk {options['name']} of {options['size']} in pool {options['pool']}"
+    after = {"name": options["name"], "pool": options["pool"], "size": options["size"]}
+    return Plan({}, after, (Step("create", text),)), {"vdisk": {}}
+
+
 def main() -> None:
-    run(SPEC, body)
+    run(SPEC, body, foreseen)
 
 
 if __name__ == "__main__":

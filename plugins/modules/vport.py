@@ -43,6 +43,7 @@ options:
 extends_documentation_fragment:
   - iovlab.storage._attributes
   - iovlab.storage._options.rpc
+  - iovlab.storage._options.planned
 seealso:
   - module: iovlab.storage.vport_info
   - module: iovlab.storage.adapter_mapping
@@ -94,15 +95,16 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.iovlab.storage.plugins.module_utils import _vport
-from ansible_collections.iovlab.storage.plugins.module_utils._argspec import RPC, STATE, ArgumentSpec
+from ansible_collections.iovlab.storage.plugins.module_utils._argspec import PLANNED, RPC, STATE, ArgumentSpec
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
-from ansible_collections.iovlab.storage.plugins.module_utils._plan import carry_out
+from ansible_collections.iovlab.storage.plugins.module_utils._plan import Plan, Step, carry_out
 from ansible_collections.iovlab.storage.plugins.module_utils._rpc import Vportd
 from ansible_collections.iovlab.storage.plugins.module_utils._units import pci_address, vport_name
 
 SPEC = STATE.merge(
     RPC,
+    PLANNED,
     ArgumentSpec(
         {
             "name": {"type": "str", "required": True},
@@ -130,8 +132,14 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     return planned.report() | {"vport": record or {}}
 
 
+def foreseen(options: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
+    name, adapter = options["name"], options["adapter"]
+    after = {"vport": name, "adapter": adapter, "incoming": options["incoming"]}
+    return Plan({}, after, (Step("create", f"create vport {name} on adapter {adapter}"),)), {"vport": {}}
+
+
 def main() -> None:
-    run(SPEC, body)
+    run(SPEC, body, foreseen)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ options:
 extends_documentation_fragment:
   - iovlab.storage._attributes
   - iovlab.storage._options.rpc
+  - iovlab.storage._options.planned
 seealso:
   - module: iovlab.storage.vport
   - module: iovlab.storage.sriov_vf
@@ -114,16 +115,17 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.iovlab.storage.plugins.module_utils import _vport
-from ansible_collections.iovlab.storage.plugins.module_utils._argspec import RPC, STATE, ArgumentSpec
+from ansible_collections.iovlab.storage.plugins.module_utils._argspec import PLANNED, RPC, STATE, ArgumentSpec
 from ansible_collections.iovlab.storage.plugins.module_utils._errors import Refused
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
-from ansible_collections.iovlab.storage.plugins.module_utils._plan import Plan, carry_out
+from ansible_collections.iovlab.storage.plugins.module_utils._plan import Plan, Step, carry_out
 from ansible_collections.iovlab.storage.plugins.module_utils._rpc import Vportd
 from ansible_collections.iovlab.storage.plugins.module_utils._units import pci_address, vport_name
 
 SPEC = STATE.merge(
     RPC,
+    PLANNED,
     ArgumentSpec(
         {
             "vport": {"type": "str", "required": True},
@@ -170,8 +172,15 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     return planned.report() | {"vport": record, "switch": switch, "stayed_on_pf": stayed, "notes": notes}
 
 
+def foreseen(options: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
+    name, vf, path = options["vport"], options["vf"], options["path"]
+    what = "the first free VF" if vf == _vport.AUTO else f"VF {vf}"
+    planned = Plan({}, {"vport": name, "vf": vf, "path": path}, (Step("bind", f"bind vport {name} to {what}"),))
+    return planned, {"vport": {}, "switch": None, "stayed_on_pf": False}
+
+
 def main() -> None:
-    run(SPEC, body)
+    run(SPEC, body, foreseen)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ options:
 extends_documentation_fragment:
   - iovlab.storage._attributes.info_module
   - iovlab.storage._options.rpc
+  - iovlab.storage._options.planned
 seealso:
   - module: iovlab.storage.vport
 """
@@ -66,13 +67,14 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.iovlab.storage.plugins.module_utils._argspec import RPC, ArgumentSpec
+from ansible_collections.iovlab.storage.plugins.module_utils._argspec import PLANNED, RPC, ArgumentSpec
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
+from ansible_collections.iovlab.storage.plugins.module_utils._plan import Plan
 from ansible_collections.iovlab.storage.plugins.module_utils._rpc import Vportd
 from ansible_collections.iovlab.storage.plugins.module_utils._units import vport_name
 
-SPEC = RPC.merge(ArgumentSpec({"name": {"type": "str"}}))
+SPEC = RPC.merge(PLANNED, ArgumentSpec({"name": {"type": "str"}}))
 
 
 def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
@@ -87,8 +89,12 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
         return {"changed": False, "vports": vports, "adapters": vportd.adapters()}
 
 
+def foreseen(options: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
+    return Plan({}, {}), {"vports": [], "adapters": []}
+
+
 def main() -> None:
-    run(SPEC, body)
+    run(SPEC, body, foreseen)
 
 
 if __name__ == "__main__":

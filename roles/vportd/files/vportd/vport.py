@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import mmap
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -31,6 +32,7 @@ from vportd.worker_client import WorkerClient
 START_TIMEOUT = 60.0  # seconds for a worker to start, even under emulation
 ANSWER_TIMEOUT = 20.0  # seconds for a worker to answer what needs no drain
 IDLE_TIMEOUT = 30.0  # seconds for a VF's block device to be idle after its worker has died
+DEATHS, DEATHS_TIME = 5, 20.0  # so many workers dead in so many seconds are blamed on the front end that they served
 STATE_VERSION = 1
 COUNTERS = ("reads", "writes", "flushes", "errors", "bytes_read", "bytes_written", "dirty_pages")
 
@@ -72,7 +74,7 @@ class Vport:
         self._suspended_by_user = False
         self._target = "pf"
         self._deleted = False
-        self._deaths: deque[float] = deque(maxlen=8)
+        self._deaths: deque[float] = deque(maxlen=DEATHS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._counters_fd = os.memfd_create("vportd-counters", os.MFD_CLOEXEC)
         size = (MAX_LUN + 1) * QUEUES * COUNTERS_SIZE
@@ -305,9 +307,12 @@ class Vport:
             )
             await client.call("mapping", timeout=ANSWER_TIMEOUT, luns=self._mapping_for_worker())
             for port in self.connected():
-                await self._push_memory(client, port)
-                if path == "pf":
-                    await self._push_log(client, port)
+                try:
+                    await self._push_memory(client, port)
+                    if path == "pf":
+                        await self._push_log(client, port)
+                except WorkerRefused as problem:
+                    self._disown(port, str(problem))
         except (VportdError, TimeoutError) as problem:
             await client.close()
             raise RpcError(
@@ -381,6 +386,17 @@ class Vport:
                 self.note("resubmitted", lun=port.lun.lun, queue=index, requests=resubmitted)
                 journal.info(f"{port.address} queue {index}: {resubmitted} requests were in flight and are done again")
 
+    def _disown(self, port: LunPort, why: str) -> None:
+        """End the connection of a front end whose memory or rings cannot be served."""
+        if port.front is None:
+            return
+        journal.error(f"{port.address}: its front end is disconnected: {why}")
+        self.note("disowned", lun=port.lun.lun, why=why)
+        for ring in port.front.rings:
+            ring.running = False
+        with contextlib.suppress(OSError):
+            port.front.connection.shutdown(socket.SHUT_RDWR)
+
     def _running(self) -> list[tuple[LunPort, list[Ring]]]:
         return [
             (port, [ring for ring in port.front.rings if ring.running])
@@ -446,8 +462,11 @@ class Vport:
         if self.path == "vf":
             self._degrade(f"the VF worker {how}; the PF path has taken over")
             await self._wait_idle()
-        if len(self._deaths) == self._deaths.maxlen and time.monotonic() - self._deaths[0] < 20:
-            await asyncio.sleep(2)  # it keeps dying, of its guest most likely: no more than one start in 2 s
+        if len(self._deaths) == self._deaths.maxlen and time.monotonic() - self._deaths[0] < DEATHS_TIME:
+            self._deaths.clear()
+            for port, rings in self._running():
+                if rings:
+                    self._disown(port, f"{DEATHS} workers have died in {DEATHS_TIME:.0f} s while they served it")
         self.path = self._target = "pf"
         client = self._workers["pf"] if self._alive("pf") else await self._spawn("pf")
         try:
