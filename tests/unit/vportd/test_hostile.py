@@ -277,5 +277,7 @@ def test_memory_that_is_cut_off_kills_no_other_vport(engine, make_vport, front_e
     os.eventfd_write(hostile.queues[0].kick_fd, 1)
     wait_for(lambda: "SIGBUS" in engine.log.read_text())
     assert honest.queues[0].do(IN, 0, length=512)[0] == OK
+    assert hostile.is_closed(20)
     hostile.disconnect()
     assert engine.rpc().vport_get(vport="vp1")["state"] == "RUNNING"
+    assert front_end(engine.socket()).start().do(IN, 0, length=512)[0] == OK
