@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Fixtures of the tests of vportd: an engine process, vports, front ends. Works without the conftest of the directories above."""
+"""Fixtures of the tests of vportd: an engine process, vports, front ends. Works without the conftest of the
+directories above.
+"""
 
 import sys
 from pathlib import Path

@@ -68,7 +68,9 @@ class Rpc:
 
 
 class EngineProcess:
-    """vportd on ``directory``: adapter 0000:01:00.0 with VFs .1 and .2, each with its own sysfs entry, all showing one file."""
+    """vportd on ``directory``: adapter 0000:01:00.0 with VFs .1 and .2, each with its own sysfs entry, all showing
+    one file.
+    """
 
     def __init__(self, directory, **adapter):
         self.directory = Path(directory)

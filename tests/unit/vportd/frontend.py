@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A vhost-user front end with a virtio-blk driver, for tests: real socket, memfd guest memory, eventfds, split virtqueue."""
+"""A vhost-user front end with a virtio-blk driver, for tests: real socket, memfd guest memory, eventfds, split
+virtqueue.
+"""
 
+import contextlib
 import os
 import select
 import socket
@@ -69,7 +72,9 @@ class Memory:
 
 
 class Queue:
-    """A split virtqueue as a driver has it. Request ``slot`` uses descriptors 3 * slot to 3 * slot + 2 and its own buffers."""
+    """A split virtqueue as a driver has it. Request ``slot`` uses descriptors 3 * slot to 3 * slot + 2 and its own
+    buffers.
+    """
 
     def __init__(self, memory, index, size=128, features=USUAL, slots=42, base=None):
         self.memory, self.index, self.size = memory, index, size
@@ -170,12 +175,12 @@ class Queue:
         found = self.reap()
         while len(found) < count:
             left = deadline - time.monotonic()
-            assert left > 0, f"{len(found)} of {count} requests completed in {timeout} s, {len(self.busy)} are outstanding"
+            assert left > 0, (
+                f"{len(found)} of {count} requests completed in {timeout} s, {len(self.busy)} are outstanding"
+            )
             select.select([self.call_fd], [], [], left)
-            try:
+            with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self.call_fd)
-            except BlockingIOError:
-                pass
             found += self.reap()
         return found
 
@@ -281,7 +286,9 @@ class FrontEnd:
         self.send(32, self.inflight[0], [self.inflight[1]])
 
     def start(self, count=1, base=None, **how):
-        """Bring the device up with ``count`` queues, new ones or (after a reconnect) those there are. ``base`` overrides SET_VRING_BASE."""
+        """Bring the device up with ``count`` queues, new ones or (after a reconnect) those there are. ``base``
+        overrides SET_VRING_BASE.
+        """
         self.negotiate()
         if self.protocol & INFLIGHT:
             self.share_inflight()
@@ -334,7 +341,9 @@ class FrontEnd:
     # Dirty log
 
     def start_log(self, with_reply=True):
-        """SET_LOG_BASE, SET_FEATURES with LOG_ALL, SET_VRING_ADDR with the LOG flag, as QEMU does. Returns (base reply, features reply)."""
+        """SET_LOG_BASE, SET_FEATURES with LOG_ALL, SET_VRING_ADDR with the LOG flag, as QEMU does. Returns (base
+        reply, features reply).
+        """
         size = (HIGH_GPA + HIGH_SIZE) // PAGE // 8
         if self.log_fd < 0:
             self.log_fd = os.memfd_create("log")
@@ -356,9 +365,7 @@ class FrontEnd:
 
     def logged(self):
         """The numbers of the pages that are set."""
-        return {
-            at * 8 + bit for at, byte in enumerate(self.log[:]) if byte for bit in range(8) if byte & 1 << bit
-        }
+        return {at * 8 + bit for at, byte in enumerate(self.log[:]) if byte for bit in range(8) if byte & 1 << bit}
 
     def close(self):
         self.disconnect()

@@ -125,12 +125,17 @@ def test_a_buffer_outside_memory_gets_an_error_and_no_io(stand):
     engine, hostile, _ = stand
     queue = hostile.queues[0]
     before = engine.storage.read_bytes()
-    for gpa, size in ((HIGH_GPA + HIGH_SIZE, 512), (HIGH_GPA - 512, 512), (HIGH_GPA + HIGH_SIZE - 512, 1024), (1 << 63, 512)):
+    for gpa, size in (
+        (HIGH_GPA + HIGH_SIZE, 512),
+        (HIGH_GPA - 512, 512),
+        (HIGH_GPA + HIGH_SIZE - 512, 1024),
+        (1 << 63, 512),
+    ):
         for kind in (IN, OUT):
             real = queue.memory.write
-            queue.memory.write = lambda at, data, real=real: real(at, data) if at < HIGH_GPA + HIGH_SIZE - 512 and (
-                at >= HIGH_GPA or at < 1 << 19
-            ) else None  # fmt: skip
+            queue.memory.write = lambda at, data, real=real: (
+                real(at, data) if at < HIGH_GPA + HIGH_SIZE - 512 and (at >= HIGH_GPA or at < 1 << 19) else None
+            )
             slot = queue.submit(kind, 0, b"x" * size, size, buffers=[(gpa, size)])
             queue.memory.write = real
             queue.kick()
@@ -146,15 +151,28 @@ def test_a_buffer_outside_memory_gets_an_error_and_no_io(stand):
 
 
 def test_random_descriptors_and_rings_never_kill_a_worker(stand):
-    engine, hostile, honest = stand
+    _engine, hostile, honest = stand
     queue = hostile.queues[0]
     numbers = random.Random(7)
-    spots = [0, 16, 0x400, 0x1000, HIGH_GPA, queue.desc, queue.used, queue.slot_base(0), HIGH_GPA + HIGH_SIZE - 8, (1 << 64) - 4]
+    spots = [
+        0,
+        16,
+        0x400,
+        0x1000,
+        HIGH_GPA,
+        queue.desc,
+        queue.used,
+        queue.slot_base(0),
+        HIGH_GPA + HIGH_SIZE - 8,
+        (1 << 64) - 4,
+    ]
     for _ in range(60):
         for number in range(queue.size):
             address = numbers.choice(spots) + numbers.choice([0, 0, 8, 16])
             length = numbers.choice([0, 1, 16, 48, 512, 4096, 1 << 20, (1 << 32) - 1])
-            queue.descriptor(number, min(address, (1 << 64) - 1), length, numbers.randrange(8), numbers.randrange(queue.size + 2))
+            queue.descriptor(
+                number, min(address, (1 << 64) - 1), length, numbers.randrange(8), numbers.randrange(queue.size + 2)
+            )
         for _ in range(numbers.randrange(1, 9)):
             queue.offer(numbers.randrange(queue.size))
         os.eventfd_write(queue.kick_fd, 1)
@@ -177,7 +195,9 @@ def test_a_hostile_in_flight_region_is_not_believed(stand):
     numbers = random.Random(3)
     for _ in range(20):
         hostile.stop_queue(0)
-        os.pwrite(hostile.inflight[1], struct.pack("<QHHHH", 0, 1, queue.size, *(numbers.randrange(1 << 16) for _ in "ab")), 0)
+        os.pwrite(
+            hostile.inflight[1], struct.pack("<QHHHH", 0, 1, queue.size, *(numbers.randrange(1 << 16) for _ in "ab")), 0
+        )
         os.pwrite(hostile.inflight[1], numbers.randbytes(16 * queue.size), 16)
         hostile.start_queue(0)
     assert engine.process.poll() is None
@@ -198,7 +218,12 @@ MESSAGES = {
     "a memory table without descriptors": (5, struct.pack("<II", 1, 0) + struct.pack("<QQQQ", 0, 4096, 0, 0), 0, 1),
     "memory beyond its file": (5, struct.pack("<II", 1, 0) + struct.pack("<QQQQ", 0, 1 << 40, 0, 0), 1, 1),
     "memory that wraps": (5, struct.pack("<II", 1, 0) + struct.pack("<QQQQ", (1 << 64) - 512, 4096, 0, 0), 1, 1),
-    "memory at an offset that wraps": (5, struct.pack("<II", 1, 0) + struct.pack("<QQQQ", 0, 4096, 0, (1 << 64) - 1), 1, 1),
+    "memory at an offset that wraps": (
+        5,
+        struct.pack("<II", 1, 0) + struct.pack("<QQQQ", 0, 4096, 0, (1 << 64) - 1),
+        1,
+        1,
+    ),
     "memory that overlaps": (5, struct.pack("<II", 2, 0) + struct.pack("<QQQQ", 0, 4096, 0, 0) * 2, 2, 1),
     "a kick without a descriptor": (12, struct.pack("<Q", 1), 0, 1),
     "a kick that is polled": (12, struct.pack("<Q", 0x101), 0, 1),

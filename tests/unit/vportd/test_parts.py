@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The parts that need no process: translation, in-flight region, dirty log, mapping, state files."""
 
+import itertools
 import os
 import random
 import struct
@@ -12,6 +13,7 @@ import pytest
 from engine_process import PACKAGES
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vportd import atomic, state_file
 from vportd.dirty_log import DirtyLog
 from vportd.errors import MemoryFault, RpcError, StateError
@@ -51,7 +53,7 @@ def test_translation_is_that_of_a_table_of_blocks(found, start, length, write):
         assert start > max(table)
     else:
         assert [p + at for p, size in pieces for at in range(size)] == [one[0] for one in wanted]
-        assert all(a[0] + a[1] != b[0] for a, b in zip(pieces, pieces[1:], strict=False))
+        assert all(a[0] + a[1] != b[0] for a, b in itertools.pairwise(pieces))
 
 
 @given(extents(), st.integers(0, 80))
@@ -59,7 +61,11 @@ def test_the_extent_found_for_a_byte_holds_it(found, at):
     start, end, delta, locked = Extents(found, False).one(at)
     inside = [one for one in found if one[0] <= at < one[0] + one[2]]
     if inside:
-        assert (start, end, delta + start, bool(locked)) == (inside[0][0], inside[0][0] + inside[0][2], *inside[0][1::2])
+        assert (start, end, delta + start, bool(locked)) == (
+            inside[0][0],
+            inside[0][0] + inside[0][2],
+            *inside[0][1::2],
+        )
     else:
         assert start == end
 
@@ -84,16 +90,16 @@ class Words:
         self.view[at] = value
 
 
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_a_kill_at_any_store_loses_and_repeats_no_request(seed):
-    """The device side of a ring, killed after every possible number of stores, and started again from what is in memory."""
+    """The device side of a ring, killed after every possible number of stores, and started again from what is in
+    memory.
+    """
     from vportd.virtqueue import Virtqueue
 
     size = 8
     numbers = random.Random(seed)
-    for stores in range(0, 60):
+    for stores in range(60):
         memory_fd = os.memfd_create("m")
         os.ftruncate(memory_fd, 65536)
         memory = MemoryMap([Region(memory_fd, 0, 65536, 0, 0)])
@@ -195,15 +201,23 @@ def test_a_state_file_is_whole_or_the_one_before(tmp_path):
         state_file.load(path)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(
-    st.sampled_from(["lun", "vdisk", "readonly", "extents", "x"]), inner)))  # fmt: skip
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: (
+            st.lists(inner) | st.dictionaries(st.sampled_from(["lun", "vdisk", "readonly", "extents", "x"]), inner)
+        ),
+    )
+)
 def test_no_mapping_of_any_shape_does_worse_than_be_refused(value):
     try:
         luns = parse_luns(value, 512, 1 << 20)
     except RpcError as problem:
-        assert problem.reason == "INVALID"
+        reason = problem.reason
     else:
+        reason = "INVALID"
         assert digest(luns).startswith("sha256:")
+    assert reason == "INVALID"
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(1, 40), max_size=8), st.integers(0, 250))

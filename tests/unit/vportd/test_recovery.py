@@ -4,10 +4,11 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from engine_process import VF0, Refusal
-from frontend import INFLIGHT, IN, OK, USUAL_PROTOCOL
+from frontend import IN, INFLIGHT, OK, USUAL_PROTOCOL
 from test_paths import Stream, wait_for
 
 MIB = 1 << 20
@@ -42,10 +43,10 @@ def test_a_killed_pf_worker_is_started_again(make_engine, make_vport, front_end)
     with Stream(queue) as stream:
         for _ in range(3):
             before = stream.count
-            wait_for(lambda: stream.count > before + 50)
+            wait_for(lambda before=before: stream.count > before + 50)
             os.kill(engine.workers()["vp0", "pf"], signal.SIGKILL)
         before = stream.count
-        wait_for(lambda: stream.count > before + 50 or stream.problem)
+        wait_for(lambda before=before: stream.count > before + 50 or stream.problem)
     assert queue.used // 4096 in front.logged()
     assert rpc.vport_get(vport="vp0")["path"] == "pf"
 
@@ -59,7 +60,7 @@ def test_a_killed_engine_comes_back_and_no_request_is_lost(path, make_engine, ma
     with Stream(queue) as stream:
         for _ in range(2):
             before = stream.count
-            wait_for(lambda: stream.count > before + 100)
+            wait_for(lambda before=before: stream.count > before + 100)
             engine.kill()
             engine.start()
             front.disconnect()
@@ -79,7 +80,7 @@ def test_a_reconnect_after_a_broken_connection_goes_on_where_it_was(make_engine,
     with Stream(queue) as stream:
         for _ in range(5):
             before = stream.count
-            wait_for(lambda: stream.count > before + 50)
+            wait_for(lambda before=before: stream.count > before + 50)
             front.disconnect()
             front.connect()
             front.start(1)
@@ -120,8 +121,13 @@ def test_a_vf_without_its_device_after_a_restart_leaves_the_vport_on_the_pf_path
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda text: text[: len(text) // 2], lambda text: text.replace("vp0-root", "vp0-rood"), lambda text: "", ]
-)  # fmt: skip
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("vp0-root", "vp0-rood"),
+        lambda text: "",
+    ],
+)
 def test_a_damaged_state_file_costs_that_vport_and_no_other(damage, engine, make_vport):
     make_vport(engine, bind=VF0)
     make_vport(engine, "vp1", [{"lun": 0, "vdisk": "b", "extents": [[0, 20 * MIB, MIB]]}])
@@ -147,7 +153,7 @@ def test_the_worker_of_a_vport_holds_only_its_own_mapping(engine, make_vport):
     make_vport(engine, "vp1", secret)
     make_vport(engine, bind=VF0)
     if os.geteuid() == 0:
-        status = open(f"/proc/{engine.workers()['vp0', 'vf']}/status").read()
+        status = Path(f"/proc/{engine.workers()['vp0', 'vf']}/status").read_text()
         assert "\nUid:\t0" not in status
         assert "\nNoNewPrivs:\t1" in status
         assert "\nCapEff:\t0000000000000000" in status

@@ -82,16 +82,28 @@ def test_a_mapping_that_is_wrong_changes_nothing(engine):
     assert rpc.mapping_set(vport="vp0", expected_generation=0, luns=good)["changed"]
     before = rpc.mapping_get(vport="vp0")
     wrong = [
-        ([lun(256)], "lun is 256"), ([lun(True)], "lun is True"), ([lun(vdisk="")], "vdisk"), ([lun(start=100)], "block size"),
-        ([lun(physical=100)], "block size"), ([lun(length=100)], "block size"), ([lun(length=0)], "above 0"),
-        ([lun(length=-512)], "above 0"), ([lun(start=-512)], "negative"), ([lun(physical=STORAGE_SIZE)], "storage of"),
-        ([lun(0, "a", 0, 0, MIB, "rw")], '"ro"'), ([lun(), lun(0, "b", physical=MIB)], "there twice"),
-        ([lun(), lun(1, "a", physical=MIB)], "vdisk a is there twice"), ([lun(), lun(1, "b", physical=MIB - 512)], "the same mapping"),
+        ([lun(256)], "lun is 256"),
+        ([lun(True)], "lun is True"),
+        ([lun(vdisk="")], "vdisk"),
+        ([lun(start=100)], "block size"),
+        ([lun(physical=100)], "block size"),
+        ([lun(length=100)], "block size"),
+        ([lun(length=0)], "above 0"),
+        ([lun(length=-512)], "above 0"),
+        ([lun(start=-512)], "negative"),
+        ([lun(physical=STORAGE_SIZE)], "storage of"),
+        ([lun(0, "a", 0, 0, MIB, "rw")], '"ro"'),
+        ([lun(), lun(0, "b", physical=MIB)], "there twice"),
+        ([lun(), lun(1, "a", physical=MIB)], "vdisk a is there twice"),
+        ([lun(), lun(1, "b", physical=MIB - 512)], "the same mapping"),
         ([{"lun": 0, "vdisk": "a", "extents": [[0, 0, MIB], [MIB - 512, 4 * MIB, MIB]]}], "overlap in the vdisk"),
-        ([{"lun": 0, "vdisk": "a", "extents": []}], "extents"), ([{"lun": 0, "vdisk": "a"}], "extents"),
-        ([lun(readonly="yes")], "readonly"), ([lun(what=1)], "unknown key"), ([3], "not a LUN"),
+        ([{"lun": 0, "vdisk": "a", "extents": []}], "extents"),
+        ([{"lun": 0, "vdisk": "a"}], "extents"),
+        ([lun(readonly="yes")], "readonly"),
+        ([lun(what=1)], "unknown key"),
+        ([3], "not a LUN"),
         ([{"lun": 0, "vdisk": "a", "extents": [["0", 0, 512]]}], "is not"),
-    ]  # fmt: skip
+    ]
     for luns, words in wrong:
         with refused("INVALID", words):
             rpc.mapping_set(vport="vp0", luns=luns)
@@ -212,11 +224,14 @@ def test_a_queue_state_that_does_not_fit_is_refused(engine, make_vport, front_en
     ahead = json.loads(json.dumps(state["luns"]))
     ahead[0]["queues"][0]["last_avail"] = 5
     cases = [
-        (changed(version=2), "INVALID", "version 2"), (changed(False, features=1), "INVALID", "checksum"),
-        (changed(vport="vp9"), "INVALID", "vp9"), (changed(generation=9), "STALE_GENERATION", "generation 9"),
-        (changed(luns=ahead), "INVALID", "last_avail 5"), (changed(luns=[{}]), "INVALID", "not complete"),
+        (changed(version=2), "INVALID", "version 2"),
+        (changed(False, features=1), "INVALID", "checksum"),
+        (changed(vport="vp9"), "INVALID", "vp9"),
+        (changed(generation=9), "STALE_GENERATION", "generation 9"),
+        (changed(luns=ahead), "INVALID", "last_avail 5"),
+        (changed(luns=[{}]), "INVALID", "not complete"),
         (changed(luns=[{"lun": 7, "queues": [ahead[0]["queues"][0] | {"last_avail": 0}]}]), "INVALID", "no front end"),
-    ]  # fmt: skip
+    ]
     for other, reason, words in cases:
         with refused(reason, words):
             rpc.vport_set_state(vport="vp0", state=other)
@@ -270,21 +285,28 @@ def test_only_root_is_answered(engine):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "not JSON"), ("[]", "not a JSON object"), ("{}", "adapters is missing"),
-        ('{"adapters":[{"pf":"x"}]}', "pf is 'x'"), ('{"adapters":[{"pf":"0000:01:00.0","nsid":0}]}', "nsid is 0"),
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
+        ("{}", "adapters is missing"),
+        ('{"adapters":[{"pf":"x"}]}', "pf is 'x'"),
+        ('{"adapters":[{"pf":"0000:01:00.0","nsid":0}]}', "nsid is 0"),
         ('{"adapters":[{"pf":"0000:01:00.0"}],"colour":1}', "unknown key 'colour'"),
         ('{"adapters":[{"pf":"0000:01:00.0","latency":-1}]}', "latency is -1"),
         ('{"adapters":[{"pf":"0000:01:00.0"},{"pf":"0000:01:00.0"}]}', "named twice"),
         ('{"adapters":[{"pf":"0000:01:00.0"}],"run_dir":"here"}', "absolute"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_configuration_is_one_clear_line_and_status_2(text, words, tmp_path):
     path = tmp_path / "vportd.json"
     path.write_text(text)
     done = subprocess.run(
         [sys.executable, "-m", "vportd", "--config", str(path)],
-        env={**os.environ, "PYTHONPATH": str(PACKAGES)}, capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(PACKAGES)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert words in done.stderr

@@ -42,6 +42,7 @@ class LunPort:
         self.lun = lun
         self.path = path
         self.front: FrontEnd | None = None
+        self._closing = False
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
@@ -81,6 +82,7 @@ class LunPort:
 
     async def close(self) -> None:
         """Close the socket and the connection; remove the socket."""
+        self._closing = True
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -89,7 +91,7 @@ class LunPort:
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._closing:
             try:
                 connection, _ = await loop.sock_accept(self._listener)
             except OSError as problem:

@@ -504,7 +504,8 @@ class Vport:
     @contextlib.asynccontextmanager
     async def _locked(self, timeout: float) -> AsyncIterator[None]:
         try:
-            await asyncio.wait_for(self.lock.acquire(), timeout)
+            async with asyncio.timeout(timeout):
+                await self.lock.acquire()
         except TimeoutError as problem:
             raise RpcError(
                 "TIMEOUT", f"vport {self.name} was busy with something else for {timeout} s: try again", outstanding=[]

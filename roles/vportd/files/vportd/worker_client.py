@@ -84,7 +84,8 @@ class WorkerClient:
                 raise WorkerDied(f"{self.who} has closed its control channel") from problem
             except BlockingIOError as problem:
                 raise TimeoutError(f"{self.who} does not read its control channel") from problem
-            answer = await asyncio.wait_for(future, timeout)
+            async with asyncio.timeout(timeout):  # wait_for of Python 3.11 can swallow a cancellation
+                answer = await future
         finally:
             self._waiting.pop(number, None)
         if "error" in answer:
