@@ -129,7 +129,7 @@ def parse_luns(value: object, block_size: int, storage_size: int) -> tuple[Lun, 
 
 
 def refuse_overlap(vport: str, luns: tuple[Lun, ...], others: list[tuple[str, tuple[Lun, ...]]]) -> None:
-    """Raise RpcError INVALID when two extents of the mapping share a physical byte, or one does with another vport's."""
+    """Raise RpcError INVALID when two extents of the mapping share a physical byte, or one with another vport's."""
     pieces = [
         (extent[1], extent[1] + extent[2], name, one)
         for name, owned in [(vport, luns), *others]
