@@ -166,7 +166,11 @@ class EngineProcess:
         self.rpcs.clear()
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            assert self.process.wait(30) == 0, self.log.read_text()
+            try:
+                assert self.process.wait(30) == 0, self.log.read_text()
+            finally:
+                self.process.kill()  # nothing when it has ended
+                self.process.wait(10)
 
     def socket(self, vport="vp0", lun=0):
         return self.run_dir / vport / f"{lun}.sock"
