@@ -35,6 +35,7 @@ from vportd.virtio_spec import (
 )
 
 QUEUES = 4
+INFLIGHT_ROOM = 1024
 CONFIG_SPACE = 256
 
 FEATURES = sum(
@@ -274,6 +275,10 @@ class FrontEnd:
 
     def inflight_of(self, ring: Ring) -> tuple[int, int]:
         """Return descriptor and offset of a ring's in-flight region; one of our own where the front end keeps none."""
+        if self.inflight is not None and queue_region_size(ring.size) > self.inflight_stride:
+            raise ProtocolError(
+                f"queue {ring.index} has {ring.size} entries, more than the in-flight region of the front end holds"
+            )
         if self.inflight is None:
             self.inflight_stride = queue_region_size(VIRTQ_MAX_SIZE)
             self.inflight = Shared(_memory(QUEUES * self.inflight_stride), QUEUES * self.inflight_stride, 0)
@@ -587,7 +592,8 @@ class FrontEnd:
         _, _, queues, size = self._inflight(message)
         if not 0 < queues <= QUEUES or not 0 < size <= VIRTQ_MAX_SIZE:
             raise ProtocolError(f"an in-flight region for {queues} queues of {size}")
-        total = queues * queue_region_size(size)
+        # A guest may make its queue larger than the front end announces (SeaBIOS does), so there is room for that.
+        total = queues * queue_region_size(max(size, INFLIGHT_ROOM))
         return struct.pack(spec.INFLIGHT, total, 0, queues, size).ljust(len(message.payload), b"\0"), _memory(total)
 
     @staticmethod
@@ -611,7 +617,7 @@ class FrontEnd:
         if self.inflight is not None:
             os.close(self.inflight.fd)
         self.inflight = Shared(fd, total, offset)
-        self.inflight_stride = queue_region_size(size)
+        self.inflight_stride = total // queues // spec.INFLIGHT_ALIGNMENT * spec.INFLIGHT_ALIGNMENT
 
 
 def _memory(size: int) -> int:
