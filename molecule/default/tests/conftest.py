@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The hypervisors of the scenario's lab, over ssh by paramiko, and ways to speak to what runs on them."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import testinfra
+from testinfra.host import Host
+
+PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
+LAB = PROJECT / "build" / "lab" / "molecule"
+EXTRA_VARS = f"lab_name=molecule lab_ssh_port_base=22300 lab_root={PROJECT}/build"
+_RPC = """
+import json, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect("/run/vportd/rpc.sock")
+request = {"jsonrpc": "2.0", "id": 1, "method": sys.argv[1], "params": json.loads(sys.argv[2])}
+s.sendall(json.dumps(request).encode() + b"\\n")
+print(s.makefile().readline())
+"""
+_GUEST = """
+import base64, json, sys, time
+import libvirt, libvirt_qemu
+domain = libvirt.open("qemu:///system").lookupByName(sys.argv[1])
+def agent(command, **arguments):
+    request = json.dumps({"execute": command, "arguments": arguments})
+    return json.loads(libvirt_qemu.qemuAgentCommand(domain, request, 30, 0))["return"]
+pid = agent("guest-exec", path=sys.argv[2], arg=sys.argv[3:], **{"capture-output": True})["pid"]
+while not (status := agent("guest-exec-status", pid=pid))["exited"]:
+    time.sleep(0.1)
+print(json.dumps([status.get("exitcode"), base64.b64decode(status.get("out-data", "")).decode()]))
+"""
+
+Rpc = Callable[..., Any]
+Guest = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def hypervisors() -> dict[str, Host]:
+    return {
+        name: testinfra.get_host(f"paramiko://{name}", ssh_config=str(LAB / "ssh_config")) for name in ("hv1", "hv2")
+    }
+
+
+@pytest.fixture(scope="session")
+def hv1(hypervisors: dict[str, Host]) -> Host:
+    """The hypervisor that manages the pool and runs the tenant VM."""
+    return hypervisors["hv1"]
+
+
+@pytest.fixture(scope="session")
+def rpc(hv1: Host) -> Rpc:
+    """``rpc(method, **params)`` -> the answer's result, or its error, of hv1's vportd."""
+
+    def call(method: str, **params: object) -> Any:
+        done = hv1.run("python3 -c %s %s %s", _RPC, method, json.dumps(params))
+        assert done.rc == 0, done.stderr
+        answer = json.loads(done.stdout)
+        return answer.get("result", answer.get("error"))
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def guest(hv1: Host) -> Guest:
+    """``guest(program, *arguments)`` -> what the program wrote in the tenant VM, where it has to succeed."""
+
+    def run(*argv: str) -> str:
+        done = hv1.run("python3 -c %s tenant1 " + " ".join(map(shlex.quote, argv)), _GUEST)
+        assert done.rc == 0, done.stderr
+        code, output = json.loads(done.stdout)
+        assert code == 0, output
+        return str(output)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def module() -> Callable[..., dict[str, Any]]:
+    """``module(host, name, **options)`` -> result of one of the collection's modules, run by Ansible."""
+
+    def run(host: str, name: str, **options: object) -> dict[str, Any]:
+        command = [
+            str(Path(sys.executable).parent / "ansible"), host, f"--inventory={PROJECT}/inventories/lab",
+            f"--extra-vars={EXTRA_VARS}", f"--playbook-dir={PROJECT}/playbooks", f"--module-name=iovlab.storage.{name}",
+            f"--args={json.dumps(options)}", "--one-line",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, cwd=PROJECT)
+        status, _, result = done.stdout.partition("=>")
+        assert result, done.stdout + done.stderr
+        parsed: dict[str, Any] = json.loads(result)
+        assert "Traceback" not in result, result
+        return parsed | {"failed": "FAILED" in status}
+
+    return run
