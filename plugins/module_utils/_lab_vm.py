@@ -107,8 +107,8 @@ class LabVm:
         cpu = "host" if self.accelerator == "kvm" else "max"
         accelerator = "kvm" if self.accelerator == "kvm" else "tcg,thread=multi"
         kernel_arguments = (
-            "root=/dev/vda rw console=ttyS0 nvme_core.multipath=N intel_iommu=on mitigations=off panic=1 fsck.mode=skip "
-            f"systemd.hostname={self.name} systemd.machine_id={self.identity.hex}"
+            "root=/dev/vda rw console=ttyS0 nvme_core.multipath=N intel_iommu=on mitigations=off panic=1 "
+            f"fsck.mode=skip systemd.hostname={self.name} systemd.machine_id={self.identity.hex}"
         )
         command = [
             QEMU, "-name", self.process_name, "-uuid", str(self.identity),

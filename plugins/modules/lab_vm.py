@@ -200,6 +200,7 @@ steps:
   sample: ["start lab VM hv1, tcg, ssh on 127.0.0.1:22201"]
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -285,7 +286,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     planned = _lab_vm.plan(vm, _lab_vm.read(vm), options["state"])
     seconds = None
     if not module.check_mode:
-        actions = {
+        actions: dict[str, Callable[..., None]] = {
             "create": lambda: _lab_vm.create(vm),
             "start": lambda: _lab_vm.start(vm),
             "stop": lambda force: _lab_vm.stop(vm, force),

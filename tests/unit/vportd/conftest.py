@@ -13,8 +13,8 @@ for directory in (HERE, HERE.parents[2] / "roles/vportd/files"):
     if str(directory) not in sys.path:
         sys.path.insert(0, str(directory))
 
-from engine_process import EngineProcess  # noqa: E402
-from frontend import FrontEnd  # noqa: E402
+from tests.unit.vportd.engine_process import EngineProcess  # noqa: E402
+from tests.unit.vportd.frontend import FrontEnd  # noqa: E402
 
 MIB = 1 << 20
 # Three extents out of order on the storage, the second read-only, and a hole of 1 MiB before the last

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 PF, VF0, VF1 = "0000:01:00.0", "0000:01:00.1", "0000:01:00.2"
 STORAGE_SIZE = 32 << 20
@@ -78,7 +79,7 @@ class EngineProcess:
         self.storage = self.directory / "storage.img"
         self.config = self.directory / "vportd.json"
         self.log = self.directory / "log"
-        self.process = None
+        self.process: Any = None
         self.rpcs = []
         self.make_storage()
         self.make_sysfs()
@@ -157,6 +158,7 @@ class EngineProcess:
 
     def kill(self):
         """SIGKILL to the engine alone."""
+        assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(10)
 

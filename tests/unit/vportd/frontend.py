@@ -11,6 +11,7 @@ import struct
 import time
 from array import array
 from mmap import mmap
+from typing import Any
 
 IN, OUT, FLUSH, GET_ID = 0, 1, 4, 8
 OK, IOERR, UNSUPP = 0, 1, 2
@@ -206,7 +207,7 @@ class FrontEnd:
         self.queues = []
         self.inflight = None
         self.log_fd = -1
-        self.sock = None
+        self.sock: Any = None
         if connect:
             self.connect()
 

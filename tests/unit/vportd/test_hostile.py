@@ -7,9 +7,10 @@ import struct
 import time
 
 import pytest
-from engine_process import VF0
-from frontend import HIGH_GPA, HIGH_SIZE, IN, IOERR, OK, OUT, PROTOCOL, Closed
-from test_paths import wait_for
+
+from tests.unit.vportd.engine_process import VF0
+from tests.unit.vportd.frontend import HIGH_GPA, HIGH_SIZE, IN, IOERR, OK, OUT, PROTOCOL, Closed
+from tests.unit.vportd.test_paths import wait_for
 
 MIB = 1 << 20
 

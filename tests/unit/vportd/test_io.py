@@ -5,8 +5,9 @@ import os
 import struct
 
 import pytest
-from engine_process import VF0
-from frontend import (
+
+from tests.unit.vportd.engine_process import VF0
+from tests.unit.vportd.frontend import (
     CONFIG,
     EVENT_IDX,
     FLUSH,

@@ -7,8 +7,9 @@ import threading
 import time
 
 import pytest
-from engine_process import VF0, Refusal
-from frontend import IN, LOG_ALL, OK, OUT, PAGE
+
+from tests.unit.vportd.engine_process import VF0, Refusal
+from tests.unit.vportd.frontend import IN, LOG_ALL, OK, OUT, PAGE
 
 MIB = 1 << 20
 

@@ -7,9 +7,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from engine_process import VF0, Refusal
-from frontend import IN, INFLIGHT, OK, USUAL_PROTOCOL
-from test_paths import Stream, wait_for
+
+from tests.unit.vportd.engine_process import VF0, Refusal
+from tests.unit.vportd.frontend import IN, INFLIGHT, OK, USUAL_PROTOCOL
+from tests.unit.vportd.test_paths import Stream, wait_for
 
 MIB = 1 << 20
 

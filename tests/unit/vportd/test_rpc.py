@@ -11,7 +11,8 @@ import subprocess
 import sys
 
 import pytest
-from engine_process import PACKAGES, PF, STORAGE_SIZE, VF0, VF1, Refusal
+
+from tests.unit.vportd.engine_process import PACKAGES, PF, STORAGE_SIZE, VF0, VF1, Refusal
 
 MIB = 1 << 20
 
