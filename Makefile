@@ -63,6 +63,7 @@ test: ## Everything CI runs: setup, lint, unit, molecule
 .PHONY: lint
 lint: setup ## Check code, types, YAML, roles and shell scripts
 	ruff check
+	ruff format --check
 	mypy $(TYPED)
 	yamllint --strict .
 	ANSIBLE_HOME=$(CURDIR)/build/ansible ansible-lint --strict --nocolor

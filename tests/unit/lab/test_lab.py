@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lab on the control node: what is refused before anything starts, and what a VM is told by."""
+
+import io
+import itertools
+import os
+import shutil
+import socket
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.iovlab.storage.plugins.module_utils import _lab_image, _lab_preflight, _lab_vm
+from ansible_collections.iovlab.storage.plugins.module_utils._errors import CommandFailed, Refused
+from ansible_collections.iovlab.storage.plugins.module_utils._lab_vm import Adapter, Image, LabVm
+
+
+def make_vm(directory: Path, **changes: Any) -> LabVm:
+    settings: dict[str, Any] = {
+        "lab": "t",
+        "name": "hv1",
+        "directory": str(directory),
+        "image": Image(str(directory / "root.qcow2"), "/k", "/i"),
+        "memory": 512,
+        "cpus": 1,
+        "accelerator": "tcg",
+        "ssh_port": 22999,
+        "peers": ("hv2", "hv3"),
+        "adapter": Adapter("serial", 4, 2, 2, str(directory / "san.img"), "6a1a3c4e-1111-4222-8333-444455556666"),
+        "seed": (("/etc/hosts", "127.0.0.1 localhost\n", 0o644), ("/root/.ssh/id", "secret\n", 0o600)),
+    }
+    return LabVm(**(settings | changes))
+
+
+def option(command: list[str], name: str, containing: str) -> str:
+    """The value of the option ``name`` that contains ``containing``."""
+    values = [value for key, value in itertools.pairwise(command) if key == name and containing in value]
+    assert len(values) == 1, (name, containing, values)
+    return values[0]
+
+
+@pytest.fixture
+def vms() -> list[dict[str, Any]]:
+    return [{"name": "hv1", "memory": 1, "ssh_port": free_port()}]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def found(tmp_path: Path, vms: list[dict[str, Any]]) -> list[str]:
+    return _lab_preflight.problems("t", str(tmp_path), str(tmp_path), vms)
+
+
+def test_a_machine_with_room_has_no_problem(tmp_path: Path, vms: list[dict[str, Any]]) -> None:
+    assert found(tmp_path, vms) == []
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path, vms: list[dict[str, Any]]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        vms[0]["ssh_port"] = server.getsockname()[1]
+        (problem,) = found(tmp_path, vms)
+    assert f"port {vms[0]['ssh_port']}" in problem
+    assert "taken" in problem
+
+
+def test_a_port_given_twice_is_named(tmp_path: Path, vms: list[dict[str, Any]]) -> None:
+    (problem,) = found(tmp_path, [vms[0], vms[0] | {"name": "hv2"}])
+    assert "more than one VM" in problem
+
+
+def test_too_little_memory_is_counted_over_all_vms(tmp_path: Path, vms: list[dict[str, Any]]) -> None:
+    half = _lab_preflight.available_memory() * 2 // 3
+    both = [{"name": name, "memory": half, "ssh_port": free_port()} for name in ("hv1", "hv2")]
+    (problem,) = found(tmp_path, both)
+    assert f"2 VMs need {2 * half} MiB" in problem
+
+
+def test_too_little_disk_is_found(tmp_path: Path, vms: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    assert ["only 1 MiB are free" in problem for problem in found(tmp_path, vms)] == [True, True]
+
+
+def program(directory: Path, name: str, text: str) -> None:
+    path = directory / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_an_old_qemu_is_refused_with_the_version_that_is_needed(
+    tmp_path: Path, vms: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, "qemu-system-x86_64", "echo QEMU emulator version 6.2.0")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert "QEMU 6.2 is too old; install 7.2 or later" in found(tmp_path, vms)
+
+
+def test_all_problems_are_told_at_once(
+    tmp_path: Path, vms: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    vms[0]["memory"] = 1 << 30
+    problems = found(tmp_path, vms)
+    assert any("qemu-system-x86" in problem for problem in problems)
+    assert any("mmdebstrap" in problem for problem in problems)
+    assert any("memory" in problem for problem in problems)
+
+
+def test_every_link_has_two_ends_that_fit(tmp_path: Path) -> None:
+    names = ("hv1", "hv2", "hv3")
+    commands = {
+        name: make_vm(tmp_path, name=name, peers=tuple(n for n in names if n != name)).command() for name in names
+    }
+    for one in names:
+        for other in names:
+            if one != other:
+                end = option(commands[one], "-netdev", f"local.path=../links/{one}-{other}.sock")
+                assert f"remote.path=../links/{other}-{one}.sock" in end
+
+
+def test_the_adapter_has_the_resources_its_vfs_need(tmp_path: Path) -> None:
+    for vfs in (1, 4, 64):
+        adapter = Adapter("s", vfs, 3, 2, "/f", "u")
+        nvme = option(make_vm(tmp_path, adapter=adapter).command(), "-device", "sriov_max_vfs")
+        values = dict(pair.split("=") for pair in nvme.split(",")[1:])
+        assert int(values["sriov_vq_flexible"]) == 3 * vfs
+        assert int(values["sriov_vi_flexible"]) == 2 * vfs
+        assert int(values["max_ioqpairs"]) >= int(values["sriov_vq_flexible"]) + 2
+        assert int(values["msix_qsize"]) >= int(values["sriov_vi_flexible"]) + 1
+
+
+def test_the_seed_is_the_same_bytes_for_the_same_content(tmp_path: Path) -> None:
+    vm = make_vm(tmp_path)
+    data = vm.seed_archive()
+    assert data == make_vm(tmp_path).seed_archive()
+    assert len(data) % 512 == 0
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        assert {m.name: m.mode for m in archive} == {"etc/hosts": 0o644, "root/.ssh/id": 0o600}
+
+
+def test_only_the_vms_own_qemu_is_taken_for_it(tmp_path: Path) -> None:
+    vm = make_vm(tmp_path)
+    os.makedirs(vm.home)
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        try:
+            Path(vm.path("qemu.pid")).write_text(str(stranger.pid))
+            assert _lab_vm.read(vm)["state"] == "absent"
+        finally:
+            stranger.kill()
+    with subprocess.Popen(["sh", "-c", "read line", vm.process_name], stdin=subprocess.PIPE) as own:
+        try:
+            Path(vm.path("qemu.pid")).write_text(str(own.pid))
+            assert _lab_vm.read(vm)["state"] == "started"
+        finally:
+            own.kill()
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted", "verbs"),
+    [
+        ("absent", "started", ["create", "start"]),
+        ("stopped", "started", ["start"]),
+        ("absent", "absent", []),
+        ("stopped", "absent", ["remove"]),
+        ("started", "absent", ["stop", "remove"]),
+        ("started", "stopped", ["stop"]),
+        ("stopped", "stopped", []),
+    ],
+)
+def test_the_plan_goes_from_each_state_to_each(tmp_path: Path, state: str, wanted: str, verbs: list[str]) -> None:
+    vm = make_vm(tmp_path)
+    current = {"state": state, "pid": None, "command": vm.command() if state == "started" else None}
+    assert [step.verb for step in _lab_vm.plan(vm, current, wanted).steps] == verbs
+
+
+def test_a_running_vm_with_other_settings_is_left_alone(tmp_path: Path) -> None:
+    current = {"state": "started", "pid": 1, "command": make_vm(tmp_path, memory=256).command()}
+    with pytest.raises(Refused, match="256M instead of 512M"):
+        _lab_vm.plan(make_vm(tmp_path), current, "started")
+
+
+def test_a_qemu_that_does_not_start_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "qemu-system-x86_64", "echo 'no such device' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    vm = make_vm(tmp_path)
+    os.makedirs(vm.home)
+    with pytest.raises(CommandFailed, match="ended with 1 at once: no such device"):
+        _lab_vm.start(vm)
+
+
+def test_an_image_has_another_key_when_anything_in_it_changes(tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "packages.txt").write_text("# comment\nfio\n")
+    recipe = _lab_image.Recipe(str(files), "trixie")
+    keys = [recipe.key(), _lab_image.Recipe(str(files), "bookworm").key()]
+    (files / "packages.txt").write_text("fio\nnvme-cli\n")
+    keys.append(recipe.key())
+    (files / "packages.txt").chmod(0o755)
+    keys.append(recipe.key())
+    assert len(set(keys)) == len(keys)
+    assert recipe.packages() == ["fio", "nvme-cli"]
+
+
+def test_a_build_that_fails_leaves_no_image_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "mmdebstrap", "echo 'E: no mirror today' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    files, cache = tmp_path / "files", tmp_path / "cache"
+    files.mkdir()
+    (files / "packages.txt").write_text("fio\n")
+    recipe = _lab_image.Recipe(str(files), "trixie")
+    with _lab_image.locked(str(cache), 1), pytest.raises(CommandFailed, match="E: no mirror today"):
+        _lab_image.build(recipe, str(cache), 10)
+    assert [step.verb for step in _lab_image.plan(str(cache), recipe.key(), False).steps] == ["build"]
+    assert not [name for name in os.listdir(cache / "images") if "partial" in name]
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / "images" / "0123.partial-abcd"
+    left.mkdir(parents=True)
+    with _lab_image.locked(str(tmp_path), 1):
+        _lab_image.remove_leftovers(str(tmp_path))
+    assert not left.exists()
+
+
+def test_a_second_build_waits_and_then_gives_up_in_one_line(tmp_path: Path) -> None:
+    second = _lab_image.locked(str(tmp_path), 0.1)
+    with _lab_image.locked(str(tmp_path), 1), pytest.raises(Refused, match="another run builds"), second:
+        pytest.fail("two builds at once")
