@@ -153,8 +153,11 @@ def test_only_the_vms_own_qemu_is_taken_for_it(tmp_path: Path) -> None:
             assert _lab_vm.read(vm)["state"] == "absent"
         finally:
             stranger.kill()
-    with subprocess.Popen(["sh", "-c", "read line", vm.process_name], stdin=subprocess.PIPE) as own:
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(["sh", "-c", "echo; read line", vm.process_name], **pipes) as own:
         try:
+            assert own.stdout is not None
+            own.stdout.readline()  # from here on its command line is its own
             Path(vm.path("qemu.pid")).write_text(str(own.pid))
             assert _lab_vm.read(vm)["state"] == "started"
         finally:
