@@ -34,7 +34,9 @@ setup: ## Install what is missing: Debian packages, .venv, collection link
 
 .PHONY: demo
 demo: setup ## Build a lab, provision it and migrate a VM live, in one go
-	ansible-playbook playbooks/demo.yml $(ARGS)
+	@rm -f build/demo/report.txt
+	@status=0; ansible-playbook playbooks/demo.yml $(ARGS) || status=$$?; \
+		if [ -f build/demo/report.txt ]; then cat build/demo/report.txt; fi; exit $$status
 
 .PHONY: demo-down
 demo-down: setup ## Take the demo's lab down
