@@ -16,7 +16,7 @@ export PYTHONUNBUFFERED := 1
 # More arguments for ansible-playbook and pytest, the scenario of `make molecule`, and how much longer `make soak` loops.
 ARGS ?=
 SCENARIO ?= default
-SOAK ?= 20
+SOAK ?= 5
 
 COLLECTION := build/collections/ansible_collections/iovlab/storage
 TYPED := $(COLLECTION)/plugins roles/vportd/files/vportd tests
@@ -81,8 +81,10 @@ molecule: setup ## Run one Molecule scenario (SCENARIO=default)
 	molecule test --no-command-borders -s $(SCENARIO)
 
 .PHONY: soak
-soak: setup ## Run the unit tests with longer loops (SOAK=20 times)
-	IOVLAB_SOAK=$(SOAK) pytest $(ARGS)
+soak: setup ## Unit tests with longer loops, then the demo over and over on one lab (SOAK=5 times)
+	IOVLAB_SOAK=$(SOAK) pytest
+	for run in $$(seq $(SOAK)); do echo "=== soak: migration $$run of $(SOAK)"; $(MAKE) demo; done
+	$(MAKE) demo-down
 
 .PHONY: clean
 clean: ## Remove .venv, caches and logs (a lab is removed by lab-down)

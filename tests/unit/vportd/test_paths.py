@@ -60,12 +60,12 @@ class Stream:
 
 
 @pytest.mark.parametrize("how", [{}, {"latency": [0.0, 0.02]}, {"backend": "uring"}, {"backend": "threads"}])
-def test_a_hand_over_in_a_stream_of_requests_loses_and_repeats_none(how, make_engine, make_vport, front_end):
+def test_a_hand_over_in_a_stream_of_requests_loses_and_repeats_none(how, make_engine, make_vport, front_end, soak):
     engine = make_engine(**how)
     rpc = make_vport(engine, bind=VF0)
     queue = front_end(engine.socket()).start()
     with Stream(queue) as stream:
-        for turn in range(8):
+        for turn in range(8 * soak):
             before = stream.count
             report = rpc.vport_switch(vport="vp0", path=("pf", "vf")[turn % 2])
             assert report["changed"]
