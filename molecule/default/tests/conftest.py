@@ -16,7 +16,6 @@ from testinfra.host import Host
 
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 LAB = PROJECT / "build" / "lab" / "molecule"
-EXTRA_VARS = f"lab_name=molecule lab_ssh_port_base=22300 lab_root={PROJECT}/build"
 _RPC = """
 import json, socket, sys
 s = socket.socket(socket.AF_UNIX)
@@ -88,8 +87,7 @@ def module() -> Callable[..., dict[str, Any]]:
 
     def run(host: str, name: str, **options: object) -> dict[str, Any]:
         command = [
-            str(Path(sys.executable).parent / "ansible"), host, f"--inventory={PROJECT}/inventories/lab",
-            f"--extra-vars={EXTRA_VARS}", f"--playbook-dir={PROJECT}/playbooks", f"--module-name=iovlab.storage.{name}",
+            str(Path(sys.executable).parent / "ansible"), host, f"--inventory={PROJECT}/molecule/inventory", f"--playbook-dir={PROJECT}/playbooks", f"--module-name=iovlab.storage.{name}",
             f"--args={json.dumps(options)}", "--one-line",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, cwd=PROJECT)
