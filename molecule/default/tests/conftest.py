@@ -87,8 +87,12 @@ def module() -> Callable[..., dict[str, Any]]:
 
     def run(host: str, name: str, **options: object) -> dict[str, Any]:
         command = [
-            str(Path(sys.executable).parent / "ansible"), host, f"--inventory={PROJECT}/molecule/inventory", f"--playbook-dir={PROJECT}/playbooks", f"--module-name=iovlab.storage.{name}",
-            f"--args={json.dumps(options)}", "--one-line",
+            str(Path(sys.executable).parent / "ansible"), host,
+            f"--inventory={PROJECT}/molecule/inventory",
+            f"--playbook-dir={PROJECT}/playbooks",
+            f"--module-name=iovlab.storage.{name}",
+            f"--args={json.dumps(options)}",
+            "--one-line",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, cwd=PROJECT)
         status, _, result = done.stdout.partition("=>")
