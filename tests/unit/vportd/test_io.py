@@ -26,6 +26,8 @@ from tests.unit.vportd.frontend import (
     USUAL,
 )
 
+from tests.unit.vportd.test_paths import wait_for
+
 MIB = 1 << 20
 BACKENDS = ["file", "threads", "uring"]
 
@@ -201,6 +203,7 @@ def test_an_extent_moves_between_two_requests_and_never_inside_one(make_engine, 
     for _ in range(20):
         queue.submit(OUT, 0, b"a" * 4096)
     queue.kick()
+    wait_for(lambda: rpc.vport_get(vport="vp0")["luns"][0]["queues"][0]["last_avail"] == 20)  # all are taken
     rpc.mapping_set(vport="vp0", luns=[{"lun": 0, "vdisk": "a", "extents": [[0, 4 * MIB, MIB]]}])
     queue.reap()
     assert not queue.busy  # what went to the old place was done before the answer

@@ -17,7 +17,7 @@ from vportd.config import Config, read_config
 from vportd.engine import Engine
 from vportd.errors import ConfigError
 from vportd.rpc import RpcServer
-from vportd.vport import Surroundings
+from vportd.surroundings import Surroundings
 
 LOCK_TIMEOUT = 60.0  # seconds to wait for the workers of an engine that was killed
 

@@ -4,14 +4,22 @@
 import os
 import struct
 
-from vportd.dirty_log import DirtyLog
+from vportd.blk_queue import (
+    BYTES_READ,
+    BYTES_WRITTEN,
+    DIRTY_PAGES,
+    ERRORS,
+    FLUSHES,
+    READS,
+    WRITES,
+    Queue,
+    Request,
+)
 from vportd.errors import MemoryFault, RingBroken
-from vportd.extents import Extents
 from vportd.memory import MemoryMap
-from vportd.storage import FLUSH, READ, WRITE, Completion, Storage, transfer
+from vportd.storage import FLUSH, READ, WRITE, Completion, transfer
 from vportd.virtio_spec import (
     SECTOR_SIZE,
-    VIRTIO_BLK_ID_BYTES,
     VIRTIO_BLK_REQ_HEADER,
     VIRTIO_BLK_REQ_HEADER_SIZE,
     VIRTIO_BLK_S_IOERR,
@@ -23,106 +31,11 @@ from vportd.virtio_spec import (
     VIRTIO_BLK_T_OUT,
     VIRTQ_DESC_F_WRITE,
 )
-from vportd.virtqueue import Chain, Virtqueue
-
-# Words of the counters of one queue, 64 bits each, in memory shared with the engine's process
-LAST_AVAIL, USED, OUTSTANDING, READS, WRITES, FLUSHES, ERRORS, BYTES_READ, BYTES_WRITTEN, DIRTY_PAGES = range(10)
-COUNTERS_SIZE = 128  # bytes a queue
+from vportd.virtqueue import Chain
 
 ROUNDS = 16  # passes over one queue before the other queues and the control channel get their turn
 
 _header = struct.Struct(VIRTIO_BLK_REQ_HEADER).unpack_from
-_SIGNAL = (1).to_bytes(8, "little")
-
-
-class Device:
-    """One LUN as the guest sees it. ``extents`` and ``memory`` may be replaced between two requests."""
-
-    __slots__ = ("lun", "serial", "extents", "memory", "storage", "log", "queues")
-
-    def __init__(self, lun: int, serial: str, extents: Extents, storage: Storage) -> None:
-        self.lun = lun
-        self.serial = serial.encode()[:VIRTIO_BLK_ID_BYTES].ljust(VIRTIO_BLK_ID_BYTES, b"\0")
-        self.extents = extents
-        self.storage = storage
-        self.memory: MemoryMap | None = None
-        self.log: DirtyLog | None = None
-        self.queues: dict[int, Queue] = {}
-
-
-class Queue:
-    """One queue of a device: its ring, the notification to the driver, and what was taken and not yet given back
-    (``outstanding``, by head).
-
-    ``used_log`` = guest physical address of the used ring for the dirty log, or None. ``broken`` = why nothing more
-    is taken. ``again`` = what an earlier worker took and did not give back. ``held`` = do that, but take nothing new.
-    """
-
-    __slots__ = (
-        "device",
-        "index",
-        "ring",
-        "call_fd",
-        "kick_fd",
-        "counters",
-        "outstanding",
-        "again",
-        "broken",
-        "used_log",
-        "held",
-    )
-
-    def __init__(
-        self, device: Device, index: int, ring: Virtqueue, kick_fd: int, call_fd: int, counters: memoryview
-    ) -> None:
-        """``counters`` = COUNTERS_SIZE bytes. ``call_fd`` is -1 when the driver polls."""
-        self.device = device
-        self.index = index
-        self.ring = ring
-        self.kick_fd = kick_fd
-        self.call_fd = call_fd
-        self.counters = counters.cast("Q")
-        self.outstanding: dict[int, Request] = {}
-        self.again: list[tuple[int, Chain]] = []
-        self.broken: str | None = None
-        self.used_log: int | None = None
-        self.held = False
-
-    def signal(self) -> None:
-        """Notify the driver."""
-        if self.call_fd >= 0:
-            try:
-                os.write(self.call_fd, _SIGNAL)
-            except BlockingIOError:  # the counter is full: the driver has more than enough to see
-                return
-
-    def publish(self) -> None:
-        """Write the position to the shared counters."""
-        counters = self.counters
-        counters[LAST_AVAIL] = self.ring.last_avail
-        counters[USED] = self.ring.used
-        counters[OUTSTANDING] = len(self.outstanding)
-
-
-class Request:
-    """A request that the storage is working on: ``left`` operations of it, then the status byte. ``dirty`` = chain to
-    log as written.
-    """
-
-    __slots__ = ("queue", "head", "dirty", "operation", "total", "missing", "left", "failed", "status")
-
-    def __init__(
-        self, queue: Queue, head: int, dirty: Chain, operation: int, length: int, left: int, status: memoryview
-    ) -> None:
-        self.queue = queue
-        self.head = head
-        self.dirty = dirty
-        self.operation = operation
-        self.total = length
-        self.missing = length
-        self.left = left
-        self.failed = False
-        self.status = status
 
 
 def service(queue: Queue) -> bool:

@@ -11,7 +11,8 @@ from vportd.adapter import Adapter
 from vportd.config import PCI_ADDRESS, Config
 from vportd.errors import RpcError, StateError, StorageError, VportdError
 from vportd.mapping import Lun, digest, parse_luns, refuse_overlap
-from vportd.vport import Surroundings, Vport
+from vportd.surroundings import Surroundings
+from vportd.vport import Vport
 
 VPORT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,14}")
 PROTOCOL = 1

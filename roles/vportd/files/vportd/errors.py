@@ -36,6 +36,10 @@ class ProtocolError(VportdError):
     """A front end broke the vhost-user protocol; its connection is closed."""
 
 
+class Refused(VportdError):
+    """A message that is right, and that the vport does not do now: answered with a non-zero acknowledgement."""
+
+
 class ConfigError(VportdError):
     """The configuration file is wrong."""
 

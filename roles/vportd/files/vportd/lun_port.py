@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vportd import journal
-from vportd.errors import VportdError
-from vportd.front_end import FrontEnd, Refused, Ring
+from vportd.errors import Refused, VportdError
+from vportd.front_end import FrontEnd
+from vportd.front_end_state import Ring
 from vportd.mapping import Lun
 
 
@@ -78,7 +79,7 @@ class LunPort:
 
     def peer(self) -> dict[str, Any] | None:
         """Return pid and name of the process that is connected."""
-        return None if self.front is None else {"pid": self.front.pid, "comm": self.front.comm}
+        return None if self.front is None else {"pid": self.front.connection.pid, "comm": self.front.connection.comm}
 
     async def close(self) -> None:
         """Close the socket and the connection; remove the socket."""
@@ -99,9 +100,9 @@ class LunPort:
                 await asyncio.sleep(1)
                 continue
             front = self.front = FrontEnd(connection, self)
-            who = f"{self.address}: front end {front.comm} (pid {front.pid})"
+            who = f"{self.address}: front end {front.connection.comm} (pid {front.connection.pid})"
             journal.info(f"{who} has connected")
-            self.vport.note("connected", lun=self.lun.lun, pid=front.pid, comm=front.comm)
+            self.vport.note("connected", lun=self.lun.lun, pid=front.connection.pid, comm=front.connection.comm)
             started = time.monotonic()
             try:
                 await front.serve()

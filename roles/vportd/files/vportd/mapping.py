@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vportd.errors import RpcError
+from vportd.extents import Extents
 
 Extent = tuple[int, int, int, bool]  # start, physical, length in bytes; read-only
 MAX_LUN = 255
@@ -126,6 +127,22 @@ def parse_luns(value: object, block_size: int, storage_size: int) -> tuple[Lun, 
         luns.append(Lun(number, vdisk, readonly, tuple(found)))
     luns.sort(key=lambda one: one.lun)
     return tuple(luns)
+
+
+def only_grows(before: tuple[Lun, ...], after: tuple[Lun, ...]) -> bool:
+    """True when every byte mapped before is mapped to the same place after, with the same rights."""
+    new = {one.lun: one for one in after}
+    for old in before:
+        other = new.get(old.lun)
+        if other is None or other.readonly != old.readonly:
+            return False
+        extents = Extents(other.normalised(), False)
+        for start, physical, length, locked in old.normalised():
+            if extents.pieces(start, length, False) != [(physical, length)]:
+                return False
+            if locked != (extents.pieces(start, length, True) is None):
+                return False
+    return True
 
 
 def refuse_overlap(vport: str, luns: tuple[Lun, ...], others: list[tuple[str, tuple[Lun, ...]]]) -> None:

@@ -17,13 +17,10 @@ import socket
 import sys
 
 from vportd import blk, channel, journal
-from vportd.dirty_log import DirtyLog
+from vportd.blk_queue import WRITES, Queue
 from vportd.errors import ChannelClosed, VportdError
-from vportd.extents import Extents
-from vportd.inflight import InflightRegion
-from vportd.memory import MemoryMap, Region
 from vportd.storage import FLUSH, make_storage
-from vportd.virtqueue import Virtqueue
+from vportd.worker_queues import WorkerQueues
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +30,6 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
-QUEUES_PER_LUN = 4
 
 
 def _prctl(option: int, value: int) -> None:
@@ -53,22 +49,15 @@ def _clear(eventfd: int) -> None:
         return
 
 
-class Worker:
+class Worker(WorkerQueues):
     """The state of the process; ``run`` is its loop."""
 
     def __init__(self, control: socket.socket) -> None:
+        super().__init__()
         self.control = control
-        self.epoll = select.epoll()
         self.epoll.register(control, select.EPOLLIN)
-        self.devices: dict[int, blk.Device] = {}
-        self.kicks: dict[int, blk.Queue] = {}
-        self.ready: set[blk.Queue] = set()
-        self.suspended = True
-        self.suspending: int | None = None  # id of the suspend command that waits for its answer
-        self.stopping: dict[blk.Queue, int] = {}  # queue -> id of the stop command that waits
         self.flushing = False
         self.writes_flushed = 0
-        self.told_broken: set[blk.Queue] = set()
         self.flush_token = object()
 
     def initialise(self, message: "Message", fds: list[int]) -> "Message":
@@ -136,12 +125,13 @@ class Worker:
             if queue.broken is not None and queue not in self.told_broken:
                 self._tell_broken(queue)
 
-    def _tell_broken(self, queue: blk.Queue) -> None:
+    def _tell_broken(self, queue: Queue) -> None:
         self.told_broken.add(queue)
         journal.warning(f"LUN {queue.device.lun} queue {queue.index} is broken by its driver: {queue.broken}")
-        self._send({"event": "broken", "lun": queue.device.lun, "index": queue.index, "why": queue.broken})
+        self.send({"event": "broken", "lun": queue.device.lun, "index": queue.index, "why": queue.broken})
 
-    def _send(self, message: "Message") -> None:
+    def send(self, message: "Message") -> None:
+        """Send a message to the engine. Raises ChannelClosed."""
         try:
             channel.send(self.control, message, [])
         except BlockingIOError:  # the engine is not reading: it is gone or stuck, and cannot do without this answer
@@ -149,7 +139,7 @@ class Worker:
             raise ChannelClosed("not read") from None
 
     def _answer(self, message: "Message", result: "Message") -> None:
-        self._send({"id": message["id"], **result})
+        self.send({"id": message["id"], **result})
 
     def _commands(self) -> None:
         while True:
@@ -167,211 +157,6 @@ class Worker:
             if result is not None:
                 self._answer(message, result)
 
-    # Every do_* below answers a command at once, or returns None and answers when the queues are drained. Descriptors
-    # in ``fds`` are closed afterwards:
-    # one that is kept is taken out of the list.
-
-    def do_mapping(self, message: "Message", fds: list[int]) -> "Message":
-        """Replace the whole mapping; LUNs that are no longer in it are forgotten."""
-        luns = {}
-        for record in message["luns"]:
-            extents = Extents(
-                [(start, physical, length, bool(ro)) for start, physical, length, ro in record["extents"]],
-                record["readonly"],
-            )
-            luns[record["lun"]] = (record["serial"], extents)
-        for lun, (serial, extents) in luns.items():
-            device = self.devices.get(lun)
-            if device is None:
-                self.devices[lun] = blk.Device(lun, serial, extents, self.storage)
-            else:
-                device.extents = extents
-        for lun in set(self.devices) - set(luns):
-            self._forget(self.devices.pop(lun))
-        return {}
-
-    def do_memory(self, message: "Message", fds: list[int]) -> "Message":
-        """Replace the guest memory of one LUN; running rings are found again in it."""
-        device = self.devices[message["lun"]]
-        regions = [Region(fd, *fields) for fd, fields in zip(fds, message["regions"], strict=True)]
-        memory = MemoryMap(regions)
-        for queue in device.queues.values():
-            queue.ring.remap(memory)
-        device.memory = memory
-        return {}
-
-    def do_log(self, message: "Message", fds: list[int]) -> "Message":
-        """Switch the dirty log of one LUN on or off: size and offset of the log, ``used`` = [queue, guest address of
-        its used ring or null].
-        """
-        device = self.devices[message["lun"]]
-        device.log = DirtyLog(fds[0], message["size"], message["offset"]) if fds else None
-        for index, address in message["used"]:
-            if index in device.queues:
-                device.queues[index].used_log = address
-        self._mark_used_rings(device)
-        return {}
-
-    @staticmethod
-    def _mark_used_rings(device: blk.Device) -> None:
-        """Log all used rings as written: a worker that was killed may have written one and not come to log it."""
-        if device.log is not None:
-            rings = [
-                (queue.used_log, 6 + 8 * queue.ring.size)
-                for queue in device.queues.values()
-                if queue.used_log is not None
-            ]
-            device.log.mark(rings)
-
-    def do_start(self, message: "Message", fds: list[int]) -> "Message":
-        """Start queues of one LUN. ``fds`` = for each queue: in-flight region, kick, and call when ``call``. Answers
-        positions, and rings that are broken.
-        """
-        device = self.devices[message["lun"]]
-        if device.memory is None:
-            raise VportdError(f"LUN {device.lun} has no guest memory yet")
-        positions = []
-        broken = []
-        for record in message["queues"]:
-            index = record["index"]
-            inflight = fds.pop(0)
-            kick = fds.pop(0)
-            call = fds.pop(0) if record["call"] else -1
-            try:
-                if index in device.queues:
-                    self._remove(device.queues[index])
-                region = InflightRegion(inflight, record["inflight_offset"], record["size"])
-                ring = Virtqueue(
-                    device.memory,
-                    record["size"],
-                    record["desc"],
-                    record["avail"],
-                    record["used"],
-                    message["features"],
-                    region,
-                )
-                at = (device.lun * QUEUES_PER_LUN + index) * blk.COUNTERS_SIZE
-                queue = blk.Queue(device, index, ring, kick, call, self.counters[at : at + blk.COUNTERS_SIZE])
-                queue.used_log = record["used_log"]
-                queue.again = ring.start(record["base"])
-                os.set_blocking(kick, False)
-                if call >= 0:
-                    os.set_blocking(call, False)
-                self.epoll.register(kick, select.EPOLLIN | select.EPOLLET)
-            except (VportdError, OSError) as problem:
-                fds += [fd for fd in (kick, call) if fd >= 0]
-                broken.append([index, str(problem)])
-                journal.warning(f"LUN {device.lun} queue {index} does not start: {problem}")
-                continue
-            finally:
-                os.close(inflight)
-            device.queues[index] = queue
-            self.kicks[kick] = queue
-            queue.publish()
-            positions.append([index, ring.last_avail, ring.used, len(queue.again)])
-            if not self.suspended:
-                self._wake(queue)
-        self._mark_used_rings(device)
-        return {"queues": positions, "broken": broken}
-
-    def _wake(self, queue: blk.Queue) -> None:
-        queue.held = False
-        queue.signal()  # the notification of what an earlier worker gave back may have died with it
-        self.ready.add(queue)
-
-    def do_call(self, message: "Message", fds: list[int]) -> "Message":
-        """Replace the call eventfd of one queue; none = the driver polls."""
-        queue = self.devices[message["lun"]].queues.get(message["index"])
-        if queue is not None:
-            old = queue.call_fd
-            queue.call_fd = fds.pop(0) if fds else -1
-            if old >= 0:
-                os.close(old)
-            if queue.call_fd >= 0:
-                os.set_blocking(queue.call_fd, False)
-                queue.signal()
-        return {}
-
-    def do_stop(self, message: "Message", fds: list[int]) -> "Message | None":
-        """Take nothing more from one queue, wait for what was taken, forget the queue. Answers its position."""
-        queue = self.devices[message["lun"]].queues.get(message["index"])
-        if queue is None:
-            return {"error": f"LUN {message['lun']} queue {message['index']} is not started"}
-        self._hold(queue)
-        self.stopping[queue] = message["id"]
-        return None
-
-    def do_suspend(self, message: "Message", fds: list[int]) -> "Message | None":
-        """Take nothing more from any queue, and wait for what was taken. Answers all positions."""
-        self.suspended = True
-        self.suspending = message["id"]
-        for device in self.devices.values():
-            for queue in device.queues.values():
-                self._hold(queue)
-        return None
-
-    def _hold(self, queue: blk.Queue) -> None:
-        """Take nothing more from a queue; what an earlier worker took is still to be done."""
-        queue.held = True
-        self.ready.discard(queue)
-        if queue.again and queue.broken is None:
-            blk.service(queue)
-
-    def do_resume(self, message: "Message", fds: list[int]) -> "Message":
-        """Take requests again; a suspend that still waits is answered with an error."""
-        if self.suspending is not None:
-            self._send({"id": self.suspending, "error": "resumed"})
-            self.suspending = None
-        self.suspended = False
-        for device in self.devices.values():
-            for queue in device.queues.values():
-                self._wake(queue)
-        return {}
-
-    def do_drop(self, message: "Message", fds: list[int]) -> "Message":
-        """Forget all queues of one LUN with its memory, or (``lun`` null) the queues of all LUNs."""
-        for device in self.devices.values():
-            if message["lun"] in (None, device.lun):
-                self._forget(device)
-                if message["lun"] is not None:
-                    device.memory = None
-                    device.log = None
-        return {}
-
-    def do_outstanding(self, message: "Message", fds: list[int]) -> "Message":
-        """Answer every request that was taken and is not done: LUN, queue, head, operation, bytes."""
-        return {
-            "outstanding": [
-                {
-                    "lun": device.lun,
-                    "queue": queue.index,
-                    "head": request.head,
-                    "operation": ("read", "write", "flush")[request.operation],
-                    "bytes": request.total,
-                }
-                for device in self.devices.values()
-                for queue in device.queues.values()
-                for request in queue.outstanding.values()
-            ]
-        }
-
-    def _forget(self, device: blk.Device) -> None:
-        for queue in list(device.queues.values()):
-            self._remove(queue)
-
-    def _remove(self, queue: blk.Queue) -> None:
-        """Let go of one queue. What it has outstanding goes on, and is given back to its ring all the same."""
-        self.epoll.unregister(queue.kick_fd)
-        self.kicks.pop(queue.kick_fd)
-        os.close(queue.kick_fd)
-        if queue.call_fd >= 0 and not queue.outstanding:
-            os.close(queue.call_fd)
-            queue.call_fd = -1
-        self.ready.discard(queue)
-        self.stopping.pop(queue, None)
-        self.told_broken.discard(queue)
-        del queue.device.queues[queue.index]
-
     def _drained(self) -> None:
         """Answer the commands whose requests are all done - and durable, for what the next one on the storage is may
         be another controller.
@@ -383,9 +168,7 @@ class Worker:
         if (not waiting and not suspended) or self.flushing:
             return
         if not self.storage.synchronous:
-            writes = sum(
-                queue.counters[blk.WRITES] for device in self.devices.values() for queue in device.queues.values()
-            )
+            writes = sum(queue.counters[WRITES] for device in self.devices.values() for queue in device.queues.values())
             if writes != self.writes_flushed:
                 self.writes_flushed = writes
                 self.flushing = True
@@ -401,15 +184,15 @@ class Worker:
             }
             _clear(queue.kick_fd)
             queue.publish()
-            self._remove(queue)
-            self._send(answer)
+            self.remove(queue)
+            self.send(answer)
         if suspended:
             positions = []
             for device in self.devices.values():
                 for queue in device.queues.values():
                     queue.publish()
                     positions.append([device.lun, queue.index, queue.ring.last_avail, queue.ring.used, queue.broken])
-            self._send({"id": self.suspending, "queues": positions})
+            self.send({"id": self.suspending, "queues": positions})
             self.suspending = None
 
 

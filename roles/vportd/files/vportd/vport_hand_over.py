@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The hand-over of a vport: suspend and drain one worker, carry the positions over through this process, start the
+other.
+"""
+
+import contextlib
+import time
+from typing import Any
+
+from vportd import journal
+from vportd.errors import RpcError, WorkerDied, WorkerRefused
+from vportd.vport_workers import ANSWER_TIMEOUT, VportWorkers
+from vportd.worker_client import WorkerClient
+
+
+class VportHandOver(VportWorkers):
+    """A vport whose rings can be stopped, moved to the other path, and started."""
+
+    async def _freeze(self, timeout: float | None) -> tuple[int, float]:
+        """Suspend and drain the active worker; state becomes FROZEN. Returns requests outstanding at first, and
+        seconds.
+
+        Raises RpcError TIMEOUT after going back to what was before.
+        """
+        began = time.monotonic()
+        outstanding = self.outstanding()
+        if self.state == "FROZEN":
+            return 0, 0.0
+        self.state = "QUIESCED"
+        while True:
+            try:
+                client = await self._active()
+            except RpcError:
+                self.state = "FROZEN" if self.fenced else "RUNNING"
+                raise
+            left = None if timeout is None else max(0.001, timeout - (time.monotonic() - began))
+            try:
+                answer = await client.call("suspend", timeout=left)
+                break
+            except WorkerDied:
+                continue
+            except TimeoutError as problem:
+                listed = await self._roll_back(client)
+                raise RpcError(
+                    "TIMEOUT",
+                    f"vport {self.name}: {len(listed)} requests were still outstanding after {timeout} s: it runs "
+                    f"on, on the {self.path} path",
+                    outstanding=listed,
+                ) from problem
+        for lun, index, last_avail, used, broken in answer["queues"]:
+            port = self.ports.get(lun)
+            if port is None or port.front is None:
+                continue
+            ring = port.front.rings[index]
+            ring.base = last_avail
+            if last_avail != used and broken is None:
+                await self._roll_back(client)
+                raise RpcError(
+                    "BAD_STATE",
+                    f"{port.address} queue {index}: drained, yet last_avail {last_avail} is not used {used}",
+                )
+            if broken is not None:
+                ring.base = None
+        self.state = "FROZEN"
+        return outstanding, time.monotonic() - began
+
+    async def _roll_back(self, client: WorkerClient) -> list[dict[str, Any]]:
+        """Back to RUNNING after a drain that did not end (a fence stays). Returns what was outstanding."""
+        listed: list[dict[str, Any]] = []
+        with contextlib.suppress(WorkerDied, TimeoutError):
+            listed = (await client.call("outstanding", timeout=2))["outstanding"]
+        if not self.fenced:
+            self.state = "RUNNING"
+            with contextlib.suppress(WorkerDied, TimeoutError):
+                await client.call("resume", timeout=2)
+        self.note("rolled_back", outstanding=len(listed))
+        return listed
+
+    async def _thaw(self) -> None:
+        """Take requests again, on the path that there is."""
+        self.state = "RUNNING"
+        while True:
+            client = await self._active()
+            try:
+                await client.call("resume", timeout=ANSWER_TIMEOUT)
+                return
+            except WorkerDied:
+                continue
+
+    async def _move(self, path: str) -> float:
+        """Carry the rings of a FROZEN vport to the worker of ``path``, still suspended. Returns the seconds.
+
+        When the new worker fails, the old one still has everything, and RpcError is raised.
+        """
+        began = time.monotonic()
+        old = await self._active()
+        try:
+            if not self._alive(path):
+                await self._spawn(path)
+            new = self._workers[path]
+            if path == "pf":
+                for port in self.connected():
+                    await self._push_log(new, port)
+            for port, rings in self._running():
+                await self._start_rings(new, port, rings)
+        except (WorkerDied, WorkerRefused, TimeoutError) as problem:
+            if self._alive(path):
+                self._workers[path].kill()
+            raise RpcError("STORAGE", f"vport {self.name} stays on the {self.path} path: {problem}") from problem
+        self.path = self._target = path
+        if old.alive:
+            with contextlib.suppress(WorkerDied, TimeoutError):
+                await old.call("drop", timeout=ANSWER_TIMEOUT, lun=None)
+        return time.monotonic() - began
+
+    def _check_path(self, path: str) -> None:
+        if path not in ("vf", "pf"):
+            raise RpcError("INVALID", f"path is {path!r}: it must be vf or pf")
+        if path == "vf" and self.vf is None:
+            raise RpcError("BAD_STATE", f"vport {self.name} is not bound to a VF: bind it first")
+        if path == "vf" and path != self.path:
+            for port in self.connected():
+                if port.front is not None and port.front.logging:
+                    raise RpcError(
+                        "REFUSED",
+                        f"{port.address}: its front end logs what is written to its memory, for a migration, and "
+                        f"a VF cannot: wait for its end",
+                    )
+
+    async def _switch(self, path: str, timeout: float) -> dict[str, Any]:
+        """The whole of a switch, under the lock."""
+        self._check_path(path)
+        before = self.queue_state()
+        report: dict[str, Any] = {
+            "changed": False,
+            "from": self.path,
+            "to": path,
+            "outstanding": 0,
+            "drain_seconds": 0.0,
+            "transfer_seconds": 0.0,
+            "resume_seconds": 0.0,
+            "blackout_seconds": 0.0,
+            "state_before": before,
+            "state_after": before,
+        }
+        if path == self.path and self._alive(path):
+            return report
+        if self.state != "RUNNING" or self.fenced:
+            raise RpcError(
+                "BAD_STATE",
+                f"vport {self.name} is {'fenced' if self.fenced else self.state}: resume it, with the path, or "
+                f"unfence it",
+            )
+        if not self._alive(path):
+            await self._spawn(path)
+        self._target = path
+        began = time.monotonic()
+        try:
+            report["outstanding"], report["drain_seconds"] = await self._freeze(timeout)
+            report["state_before"] = self.queue_state()
+            if self.path != path:
+                report["transfer_seconds"] = await self._move(path)
+            report["state_after"] = self.queue_state()
+        except RpcError:
+            self._target = self.path
+            if self.state == "FROZEN":
+                await self._thaw()
+            raise
+        resuming = time.monotonic()
+        await self._thaw()
+        now = time.monotonic()
+        report.update(changed=True, resume_seconds=now - resuming, blackout_seconds=now - began)
+        if path == self.path:
+            self.degraded = None
+        self.save()
+        times = {key: value for key, value in report.items() if key.endswith("seconds")}
+        self.note("switched", **{"from": report["from"]}, to=path, outstanding=report["outstanding"], **times)
+        journal.info(
+            f"vport {self.name}: switched from {report['from']} to {path}, {report['outstanding']} requests drained in "
+            f"{report['drain_seconds'] * 1e3:.1f} ms, blackout {report['blackout_seconds'] * 1e3:.1f} ms"
+        )
+        return report

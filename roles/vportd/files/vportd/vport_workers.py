@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The workers of a vport: started, handed what they need, and replaced when they die. At any time at most one takes
+requests.
+
+Everything that touches workers runs under ``lock``; a worker's death is met by whoever finds it first, under that
+lock, by ``_active``.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+from vportd import journal
+from vportd.adapter import Adapter
+from vportd.blk_config import QUEUES
+from vportd.errors import RpcError, StorageError, VportdError, WorkerDied, WorkerRefused
+from vportd.front_end_state import Ring
+from vportd.lun_port import LunPort
+from vportd.storage import open_storage
+from vportd.surroundings import Surroundings
+from vportd.vport_record import VportRecord
+from vportd.worker_client import WorkerClient
+
+START_TIMEOUT = 60.0  # seconds for a worker to start, even under emulation
+ANSWER_TIMEOUT = 20.0  # seconds for a worker to answer what needs no drain
+IDLE_TIMEOUT = 30.0  # seconds for a VF's block device to be idle after its worker has died
+DEATHS, DEATHS_TIME = 5, 20.0  # so many workers dead in so many seconds are blamed on the front end that they served
+
+
+class VportWorkers(VportRecord):
+    """A vport with its workers, one a path."""
+
+    def __init__(self, name: str, adapter: Adapter, around: Surroundings, incoming: bool = False) -> None:
+        super().__init__(name, adapter, around, incoming)
+        self.lock = asyncio.Lock()
+        self._workers: dict[str, WorkerClient] = {}
+        self._target = "pf"
+        self._deleted = False
+        self._deaths: deque[float] = deque(maxlen=DEATHS)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def _spawn(self, path: str) -> WorkerClient:
+        """Start a worker for ``path`` and hand it all but the rings; it is suspended. Raises RpcError STORAGE."""
+        try:
+            device = self.adapter.device(self.adapter.pf) if path == "pf" else self.adapter.vf_device(self.vf or "")
+            storage = open_storage(device.path)
+        except StorageError as problem:
+            raise RpcError("STORAGE", f"vport {self.name}: {problem}") from problem
+        self.block_size = device.block_size
+        config = self.adapter.config
+        uid, gid = self.around.worker_ids or (None, None)
+        client = WorkerClient(
+            f"{path.upper()} worker of vport {self.name}",
+            self.around.lock_fd,
+            self._on_event,
+            lambda: self._on_exit(path),
+        )
+        try:
+            started = await client.call(
+                "init",
+                [storage, self._counters_fd],
+                START_TIMEOUT,
+                vport=self.name,
+                path=path,
+                block_size=device.block_size,
+                latency=config.latency,
+                backend=config.backend,
+                uid=uid,
+                gid=gid,
+            )
+            await client.call("mapping", timeout=ANSWER_TIMEOUT, luns=self._mapping_for_worker())
+            for port in self.connected():
+                try:
+                    await self._push_memory(client, port)
+                    if path == "pf":
+                        await self._push_log(client, port)
+                except WorkerRefused as problem:
+                    self._disown(port, str(problem))
+        except (VportdError, TimeoutError) as problem:
+            await client.close()
+            raise RpcError(
+                "STORAGE", f"vport {self.name}: the {path.upper()} worker does not start: {problem}"
+            ) from problem
+        finally:
+            os.close(storage)
+        self._workers[path] = client
+        journal.info(
+            f"vport {self.name}: {path.upper()} worker is pid {client.pid}, {device.path} through {started['backend']}"
+        )
+        return client
+
+    def _mapping_for_worker(self) -> list[dict[str, Any]]:
+        return [
+            {"lun": one.lun, "serial": f"{self.name}:{one.lun}", "readonly": one.readonly, "extents": one.normalised()}
+            for one in self.luns
+        ]
+
+    @staticmethod
+    async def _push_memory(client: WorkerClient, port: LunPort) -> None:
+        front = port.front
+        if front is not None and front.memory:
+            regions = [list(region) for region in front.memory]
+            await client.call("memory", front.memory_fds, ANSWER_TIMEOUT, lun=port.lun.lun, regions=regions)
+
+    @staticmethod
+    async def _push_log(client: WorkerClient, port: LunPort) -> None:
+        front = port.front
+        if front is None:
+            return
+        used = [[ring.index, ring.log if front.logging else None] for ring in front.rings]
+        log = front.log if front.logging else None
+        fds, size, offset = ([log.fd], log.size, log.offset) if log is not None else ([], 0, 0)
+        await client.call("log", fds, ANSWER_TIMEOUT, lun=port.lun.lun, size=size, offset=offset, used=used)
+
+    async def _start_rings(self, client: WorkerClient, port: LunPort, rings: list[Ring]) -> None:
+        """Give rings of one LUN to a worker. A ring that its driver has broken stays without one."""
+        front = port.front
+        if front is None or not rings:
+            return
+        fds: list[int] = []
+        records = []
+        for ring in rings:
+            inflight, offset = front.inflight_of(ring)
+            fds += [inflight, ring.kick] + ([ring.call] if ring.call >= 0 else [])
+            records.append(
+                {
+                    "index": ring.index,
+                    "size": ring.size,
+                    "desc": ring.desc,
+                    "avail": ring.avail,
+                    "used": ring.used,
+                    "base": ring.base,
+                    "call": ring.call >= 0,
+                    "inflight_offset": offset,
+                    "used_log": ring.log if front.logging else None,
+                }
+            )
+        answer = await client.call(
+            "start", fds, ANSWER_TIMEOUT, lun=port.lun.lun, features=front.features, queues=records
+        )
+        for index, why in answer["broken"]:
+            front.rings[index].broken = why
+            front.rings[index].running = False
+            self.note("broken", lun=port.lun.lun, queue=index, why=why)
+        for index, _, _, resubmitted in answer["queues"]:
+            front.rings[index].broken = None
+            front.rings[index].running = True
+            if resubmitted:
+                self.note("resubmitted", lun=port.lun.lun, queue=index, requests=resubmitted)
+                journal.info(f"{port.address} queue {index}: {resubmitted} requests were in flight and are done again")
+
+    def _disown(self, port: LunPort, why: str) -> None:
+        """End the connection of a front end whose memory or rings cannot be served."""
+        if port.front is None:
+            return
+        journal.error(f"{port.address}: its front end is disconnected: {why}")
+        self.note("disowned", lun=port.lun.lun, why=why)
+        for ring in port.front.rings:
+            ring.running = False
+        port.front.connection.shut_down()
+
+    def _running(self) -> list[tuple[LunPort, list[Ring]]]:
+        return [
+            (port, [ring for ring in port.front.rings if ring.running])
+            for port in self.connected()
+            if port.front is not None
+        ]
+
+    def _on_event(self, message: dict[str, Any]) -> None:
+        if message.get("event") == "broken":
+            lun, index, why = message.get("lun"), message.get("index"), str(message.get("why"))
+            self.note("broken", lun=lun, queue=index, why=why)
+            port = self.ports.get(lun) if isinstance(lun, int) else None
+            if port is not None and port.front is not None and isinstance(index, int) and 0 <= index < QUEUES:
+                ring = port.front.rings[index]
+                ring.broken = why
+                if ring.err >= 0:
+                    with contextlib.suppress(OSError):
+                        os.set_blocking(ring.err, False)
+                        os.write(ring.err, (1).to_bytes(8, "little"))
+
+    def _on_exit(self, path: str) -> None:
+        client = self._workers.get(path)
+        if client is None or client.alive or client.closing or self._deleted:
+            return
+        self._deaths.append(time.monotonic())
+        self.note("worker_died", worker=path, how=client.exit_text)
+        task = asyncio.create_task(self._replace(path))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _replace(self, path: str) -> None:
+        """After a death: see that somebody takes requests and that the PF worker is there, trying again until it is
+        so.
+        """
+        while not self._deleted:
+            try:
+                async with self.lock:
+                    await self._active()
+                    if not self._alive("pf"):
+                        await self._spawn("pf")
+                    if path == "vf" and not self._alive("vf") and self.vf is not None and self.degraded is None:
+                        self._degrade(f"the VF worker {self._workers['vf'].exit_text} while it was not in use")
+                return
+            except (VportdError, TimeoutError) as problem:
+                self._degrade(f"no worker: {problem}")
+            await asyncio.sleep(1)
+
+    def _alive(self, path: str) -> bool:
+        client = self._workers.get(path)
+        return client is not None and client.alive
+
+    async def _active(self) -> WorkerClient:
+        """Return the worker that takes requests; when it has died, the PF worker takes over first, from the in-flight
+        regions.
+        """
+        while not self._alive(self.path):
+            await self._take_over()
+        return self._workers[self.path]
+
+    async def _take_over(self) -> None:
+        dead = self._workers.get(self.path)
+        how = dead.exit_text if dead is not None else "is not there"
+        if self.path == "vf":
+            self._degrade(f"the VF worker {how}; the PF path has taken over")
+            await self._wait_idle()
+        if len(self._deaths) == self._deaths.maxlen and time.monotonic() - self._deaths[0] < DEATHS_TIME:
+            self._deaths.clear()
+            for port, rings in self._running():
+                if rings:
+                    self._disown(port, f"{DEATHS} workers have died in {DEATHS_TIME:.0f} s while they served it")
+        self.path = self._target = "pf"
+        client = self._workers["pf"] if self._alive("pf") else await self._spawn("pf")
+        try:
+            for port, rings in self._running():
+                for ring in rings:
+                    ring.base = None
+                await self._start_rings(client, port, rings)
+            if not self.held:
+                await client.call("resume", timeout=ANSWER_TIMEOUT)
+        except WorkerDied:
+            return
+        except (WorkerRefused, TimeoutError) as problem:
+            client.kill()
+            await client.ended
+            raise RpcError("STORAGE", f"vport {self.name}: the PF worker cannot take over: {problem}") from problem
+        self.note("taken_over", how=how)
+        self.save()
+
+    async def _wait_idle(self) -> None:
+        """Wait until what a dead VF worker had submitted is done: it must not land after a later write of the guest."""
+        try:
+            device = self.adapter.vf_device(self.vf or "")
+        except StorageError:
+            return
+        deadline = time.monotonic() + IDLE_TIMEOUT
+        while not device.is_idle():
+            if time.monotonic() > deadline:
+                journal.error(
+                    f"vport {self.name}: {device.path} still has requests of the dead VF worker after "
+                    f"{IDLE_TIMEOUT:.0f} s"
+                )
+                return
+            await asyncio.sleep(0.005)
+
+    @contextlib.asynccontextmanager
+    async def _locked(self, timeout: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(timeout):
+                await self.lock.acquire()
+        except TimeoutError as problem:
+            raise RpcError(
+                "TIMEOUT", f"vport {self.name} was busy with something else for {timeout} s: try again", outstanding=[]
+            ) from problem
+        try:
+            yield
+        except (WorkerDied, WorkerRefused, TimeoutError) as problem:
+            raise RpcError("STORAGE", f"vport {self.name}: {problem}: look at the record, then try again") from problem
+        finally:
+            self.lock.release()

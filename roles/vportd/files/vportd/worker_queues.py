@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The queues of a worker, and the commands that change them."""
+
+import os
+import select
+
+from vportd import blk, journal
+from vportd.blk_config import QUEUES
+from vportd.blk_queue import COUNTERS_SIZE, Device, Queue
+from vportd.dirty_log import DirtyLog
+from vportd.errors import VportdError
+from vportd.extents import Extents
+from vportd.inflight import InflightRegion
+from vportd.memory import MemoryMap, Region
+from vportd.storage import Storage
+from vportd.virtqueue import Virtqueue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Message = dict[str, Any]
+
+
+class WorkerQueues:
+    """All devices and queues of one worker; ``suspended`` = none of them takes anything."""
+
+    storage: Storage
+    counters: memoryview
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self.devices: dict[int, Device] = {}
+        self.kicks: dict[int, Queue] = {}
+        self.ready: set[Queue] = set()
+        self.suspended = True
+        self.suspending: int | None = None  # id of the suspend command that waits for its answer
+        self.stopping: dict[Queue, int] = {}  # queue -> id of the stop command that waits
+        self.told_broken: set[Queue] = set()
+
+    def send(self, message: "Message") -> None:
+        """Send a message to the engine."""
+        raise NotImplementedError
+
+    # Every do_* below answers a command at once, or returns None and answers when the queues are drained. Descriptors
+    # in ``fds`` are closed afterwards: one that is kept is taken out of the list.
+
+    def do_mapping(self, message: "Message", fds: list[int]) -> "Message":
+        """Replace the whole mapping; LUNs that are no longer in it are forgotten."""
+        luns = {}
+        for record in message["luns"]:
+            extents = Extents(
+                [(start, physical, length, bool(ro)) for start, physical, length, ro in record["extents"]],
+                record["readonly"],
+            )
+            luns[record["lun"]] = (record["serial"], extents)
+        for lun, (serial, extents) in luns.items():
+            device = self.devices.get(lun)
+            if device is None:
+                self.devices[lun] = Device(lun, serial, extents, self.storage)
+            else:
+                device.extents = extents
+        for lun in set(self.devices) - set(luns):
+            self._forget(self.devices.pop(lun))
+        return {}
+
+    def do_memory(self, message: "Message", fds: list[int]) -> "Message":
+        """Replace the guest memory of one LUN; running rings are found again in it."""
+        device = self.devices[message["lun"]]
+        regions = [Region(fd, *fields) for fd, fields in zip(fds, message["regions"], strict=True)]
+        memory = MemoryMap(regions)
+        for queue in device.queues.values():
+            queue.ring.remap(memory)
+        device.memory = memory
+        return {}
+
+    def do_log(self, message: "Message", fds: list[int]) -> "Message":
+        """Switch the dirty log of one LUN on or off: size and offset of the log, ``used`` = [queue, guest address of
+        its used ring or null].
+        """
+        device = self.devices[message["lun"]]
+        device.log = DirtyLog(fds[0], message["size"], message["offset"]) if fds else None
+        for index, address in message["used"]:
+            if index in device.queues:
+                device.queues[index].used_log = address
+        self._mark_used_rings(device)
+        return {}
+
+    @staticmethod
+    def _mark_used_rings(device: Device) -> None:
+        """Log all used rings as written: a worker that was killed may have written one and not come to log it."""
+        if device.log is not None:
+            rings = [
+                (queue.used_log, 6 + 8 * queue.ring.size)
+                for queue in device.queues.values()
+                if queue.used_log is not None
+            ]
+            device.log.mark(rings)
+
+    def do_start(self, message: "Message", fds: list[int]) -> "Message":
+        """Start queues of one LUN. ``fds`` = for each queue: in-flight region, kick, and call when ``call``. Answers
+        positions, and rings that are broken.
+        """
+        device = self.devices[message["lun"]]
+        if device.memory is None:
+            raise VportdError(f"LUN {device.lun} has no guest memory yet")
+        positions = []
+        broken = []
+        for record in message["queues"]:
+            index = record["index"]
+            inflight = fds.pop(0)
+            kick = fds.pop(0)
+            call = fds.pop(0) if record["call"] else -1
+            try:
+                if index in device.queues:
+                    self.remove(device.queues[index])
+                region = InflightRegion(inflight, record["inflight_offset"], record["size"])
+                ring = Virtqueue(
+                    device.memory,
+                    record["size"],
+                    record["desc"],
+                    record["avail"],
+                    record["used"],
+                    message["features"],
+                    region,
+                )
+                at = (device.lun * QUEUES + index) * COUNTERS_SIZE
+                queue = Queue(device, index, ring, kick, call, self.counters[at : at + COUNTERS_SIZE])
+                queue.used_log = record["used_log"]
+                queue.again = ring.start(record["base"])
+                os.set_blocking(kick, False)
+                if call >= 0:
+                    os.set_blocking(call, False)
+                self.epoll.register(kick, select.EPOLLIN | select.EPOLLET)
+            except (VportdError, OSError) as problem:
+                fds += [fd for fd in (kick, call) if fd >= 0]
+                broken.append([index, str(problem)])
+                journal.warning(f"LUN {device.lun} queue {index} does not start: {problem}")
+                continue
+            finally:
+                os.close(inflight)
+            device.queues[index] = queue
+            self.kicks[kick] = queue
+            queue.publish()
+            positions.append([index, ring.last_avail, ring.used, len(queue.again)])
+            if not self.suspended:
+                self._wake(queue)
+        self._mark_used_rings(device)
+        return {"queues": positions, "broken": broken}
+
+    def _wake(self, queue: Queue) -> None:
+        queue.held = False
+        queue.signal()  # the notification of what an earlier worker gave back may have died with it
+        self.ready.add(queue)
+
+    def do_call(self, message: "Message", fds: list[int]) -> "Message":
+        """Replace the call eventfd of one queue; none = the driver polls."""
+        queue = self.devices[message["lun"]].queues.get(message["index"])
+        if queue is not None:
+            old = queue.call_fd
+            queue.call_fd = fds.pop(0) if fds else -1
+            if old >= 0:
+                os.close(old)
+            if queue.call_fd >= 0:
+                os.set_blocking(queue.call_fd, False)
+                queue.signal()
+        return {}
+
+    def do_stop(self, message: "Message", fds: list[int]) -> "Message | None":
+        """Take nothing more from one queue, wait for what was taken, forget the queue. Answers its position."""
+        queue = self.devices[message["lun"]].queues.get(message["index"])
+        if queue is None:
+            return {"error": f"LUN {message['lun']} queue {message['index']} is not started"}
+        self._hold(queue)
+        self.stopping[queue] = message["id"]
+        return None
+
+    def do_suspend(self, message: "Message", fds: list[int]) -> "Message | None":
+        """Take nothing more from any queue, and wait for what was taken. Answers all positions."""
+        self.suspended = True
+        self.suspending = message["id"]
+        for device in self.devices.values():
+            for queue in device.queues.values():
+                self._hold(queue)
+        return None
+
+    def _hold(self, queue: Queue) -> None:
+        """Take nothing more from a queue; what an earlier worker took is still to be done."""
+        queue.held = True
+        self.ready.discard(queue)
+        if queue.again and queue.broken is None:
+            blk.service(queue)
+
+    def do_resume(self, message: "Message", fds: list[int]) -> "Message":
+        """Take requests again; a suspend that still waits is answered with an error."""
+        if self.suspending is not None:
+            self.send({"id": self.suspending, "error": "resumed"})
+            self.suspending = None
+        self.suspended = False
+        for device in self.devices.values():
+            for queue in device.queues.values():
+                self._wake(queue)
+        return {}
+
+    def do_drop(self, message: "Message", fds: list[int]) -> "Message":
+        """Forget all queues of one LUN with its memory, or (``lun`` null) the queues of all LUNs."""
+        for device in self.devices.values():
+            if message["lun"] in (None, device.lun):
+                self._forget(device)
+                if message["lun"] is not None:
+                    device.memory = None
+                    device.log = None
+        return {}
+
+    def do_outstanding(self, message: "Message", fds: list[int]) -> "Message":
+        """Answer every request that was taken and is not done: LUN, queue, head, operation, bytes."""
+        return {
+            "outstanding": [
+                {
+                    "lun": device.lun,
+                    "queue": queue.index,
+                    "head": request.head,
+                    "operation": ("read", "write", "flush")[request.operation],
+                    "bytes": request.total,
+                }
+                for device in self.devices.values()
+                for queue in device.queues.values()
+                for request in queue.outstanding.values()
+            ]
+        }
+
+    def _forget(self, device: Device) -> None:
+        for queue in list(device.queues.values()):
+            self.remove(queue)
+
+    def remove(self, queue: Queue) -> None:
+        """Let go of one queue. What it has outstanding goes on, and is given back to its ring all the same."""
+        self.epoll.unregister(queue.kick_fd)
+        self.kicks.pop(queue.kick_fd)
+        os.close(queue.kick_fd)
+        if queue.call_fd >= 0 and not queue.outstanding:
+            os.close(queue.call_fd)
+            queue.call_fd = -1
+        self.ready.discard(queue)
+        self.stopping.pop(queue, None)
+        self.told_broken.discard(queue)
+        del queue.device.queues[queue.index]
