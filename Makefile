@@ -86,6 +86,10 @@ soak: setup ## Unit tests with longer loops, then the demo over and over on one 
 	for run in $$(seq $(SOAK)); do echo "=== soak: migration $$run of $(SOAK)"; $(MAKE) demo; done
 	$(MAKE) demo-down
 
+.PHONY: bench
+bench: setup ## Measure vportd against qemu-storage-daemon (QUICK=1: under 3 minutes)
+	python -m tests.bench $(if $(QUICK),--quick) $(ARGS)
+
 .PHONY: clean
 clean: ## Remove .venv, caches and logs (a lab is removed by lab-down)
 	rm -rf .venv .ansible .hypothesis build/collections build/log build/ansible build/*_cache build/hypothesis

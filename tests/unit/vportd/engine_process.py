@@ -73,7 +73,8 @@ class EngineProcess:
     one file.
     """
 
-    def __init__(self, directory, **adapter):
+    def __init__(self, directory, size=STORAGE_SIZE, **adapter):
+        self.size = size
         self.directory = Path(directory)
         self.run_dir, self.state_dir = self.directory / "run", self.directory / "state"
         self.storage = self.directory / "storage.img"
@@ -87,7 +88,7 @@ class EngineProcess:
 
     def make_storage(self):
         with open(self.storage, "wb") as file:
-            file.truncate(STORAGE_SIZE)
+            file.truncate(self.size)
 
     def make_sysfs(self):
         devices = self.directory / "sys/bus/pci/devices"
@@ -95,7 +96,7 @@ class EngineProcess:
         for number, address in enumerate((PF, VF0, VF1)):
             space = devices / address / f"nvme/nvme{number}/nvme{number}n1"
             (space / "queue").mkdir(parents=True)
-            for name, value in (("wwid", "eui.0011223344556677"), ("size", str(STORAGE_SIZE // 512)), ("nsid", "1")):
+            for name, value in (("wwid", "eui.0011223344556677"), ("size", str(self.size // 512)), ("nsid", "1")):
                 (space / name).write_text(value + "\n")
             (space / "queue/logical_block_size").write_text("512\n")
             (space / "inflight").write_text("       0        0\n")

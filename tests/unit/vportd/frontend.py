@@ -37,12 +37,12 @@ class Closed(Exception):
 class Memory:
     """Guest memory: two regions, the higher one larger, with the gap between them that a PC has."""
 
-    def __init__(self):
+    def __init__(self, high=HIGH_SIZE):
         self.fds = [os.memfd_create("low"), os.memfd_create("high")]
-        for fd, size in zip(self.fds, (LOW_SIZE, HIGH_SIZE), strict=True):
+        for fd, size in zip(self.fds, (LOW_SIZE, high), strict=True):
             os.ftruncate(fd, size)
-        self.maps = [mmap(self.fds[0], LOW_SIZE), mmap(self.fds[1], HIGH_SIZE)]
-        self.table = [(0, LOW_SIZE, LOW_USER, 0), (HIGH_GPA, HIGH_SIZE, HIGH_USER, 0)]
+        self.maps = [mmap(self.fds[0], LOW_SIZE), mmap(self.fds[1], high)]
+        self.table = [(0, LOW_SIZE, LOW_USER, 0), (HIGH_GPA, high, HIGH_USER, 0)]
 
     def at(self, gpa):
         return (self.maps[1], gpa - HIGH_GPA) if gpa >= HIGH_GPA else (self.maps[0], gpa)
@@ -201,9 +201,9 @@ class Queue:
 class FrontEnd:
     """One vhost-user connection."""
 
-    def __init__(self, path, features=USUAL, protocol=USUAL_PROTOCOL, memory=None, connect=True):
+    def __init__(self, path, features=USUAL, protocol=USUAL_PROTOCOL, memory=None, connect=True, high=HIGH_SIZE):
         self.path, self.features, self.protocol = str(path), features, protocol
-        self.memory = memory or Memory()
+        self.memory = memory or Memory(high)
         self.queues = []
         self.inflight = None
         self.log_fd = -1

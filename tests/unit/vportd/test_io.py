@@ -25,7 +25,6 @@ from tests.unit.vportd.frontend import (
     UNSUPP,
     USUAL,
 )
-
 from tests.unit.vportd.test_paths import wait_for
 
 MIB = 1 << 20

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vportd import __version__, journal, state_file
+from vportd import __version__, extent_file, journal, state_file
 from vportd.adapter import Adapter
 from vportd.config import PCI_ADDRESS, Config
 from vportd.errors import RpcError, StateError, StorageError, VportdError
@@ -36,7 +36,7 @@ class Engine:
         """Bring back every vport that has a state file. One that cannot be brought back is refused, the others live."""
         directory = self.around.state_dir / "vports"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left_over in directory.glob("*.json.new"):
+        for left_over in directory.glob("*.new"):
             left_over.unlink()
         await asyncio.gather(*(self._restore(path) for path in sorted(directory.glob("*.json"))))
 
@@ -69,7 +69,8 @@ class Engine:
         except StorageError as problem:
             raise StateError(str(problem)) from problem
         vport.block_size = device.block_size
-        vport.luns = parse_luns(record["luns"], device.block_size, device.size)
+        luns = extent_file.load(vport.state_path.parent, record["luns"])
+        vport.luns = parse_luns(luns, device.block_size, device.size)
         return vport, record["path"]
 
     async def close(self) -> None:
@@ -197,10 +198,11 @@ class Engine:
                 if other is not found and self._same_storage(found, other):
                     others.append((other.name, other.luns))
             refuse_overlap(vport, new, others)
-            changed = not found.generation or digest(new) != found.digest
+            name = digest(new)
+            changed = not found.generation or name != found.digest
             if changed:
                 found.refuse_mapping(new)
-                await found.set_mapping(new, MAPPING_TIMEOUT)
+                await found.set_mapping(new, name, MAPPING_TIMEOUT)
             return {"generation": found.generation, "digest": found.digest, "changed": changed}
 
     @staticmethod
@@ -226,7 +228,7 @@ class Engine:
                 return {}
             self._check_generation(found, expected_generation)
             self._refuse_use(found, "its mapping")
-            await found.set_mapping((), MAPPING_TIMEOUT)
+            await found.set_mapping((), digest(()), MAPPING_TIMEOUT)
             return {}
 
     @staticmethod
@@ -308,13 +310,16 @@ class Engine:
                 if vport in self.refused:
                     if not force:
                         self._find(vport)
-                    state_file.remove(self.around.state_dir / "vports" / f"{vport}.json")
+                    path = self.around.state_dir / "vports" / f"{vport}.json"
+                    state_file.remove(path)
+                    extent_file.forget(path.parent, vport, ())
                     del self.refused[vport]
                 return {}
             if not force:
                 self._refuse_use(found, f"vport {vport}")
             try:
                 state_file.remove(found.state_path)
+                extent_file.forget(found.state_path.parent, vport, ())
             except OSError as problem:
                 raise RpcError("STORAGE", f"the state of vport {vport} cannot be removed: {problem}") from problem
             del self.vports[vport]

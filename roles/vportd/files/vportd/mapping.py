@@ -6,15 +6,19 @@ anything is changed.
 import hashlib
 import itertools
 import json
+from array import array
 from dataclasses import dataclass
+from functools import reduce
+from itertools import islice
+from operator import itemgetter, le, or_
 from typing import Any
 
 from vportd.errors import RpcError
+from vportd.extent_table import Extent, ExtentTable, disjoint
 from vportd.extents import Extents
 
-Extent = tuple[int, int, int, bool]  # start, physical, length in bytes; read-only
 MAX_LUN = 255
-MAX_EXTENTS = 1 << 16
+MAX_EXTENTS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,29 +28,16 @@ class Lun:
     lun: int
     vdisk: str
     readonly: bool
-    extents: tuple[Extent, ...]
+    extents: ExtentTable
 
     @property
     def capacity(self) -> int:
         """Bytes up to the end of the last extent."""
-        return self.extents[-1][0] + self.extents[-1][2]
-
-    def normalised(self) -> list[Extent]:
-        """Return the extents with those merged that follow each other in the vdisk and on the storage."""
-        merged: list[Extent] = []
-        for start, physical, length, locked in self.extents:
-            if merged:
-                before = merged[-1]
-                if before[0] + before[2] == start and before[1] + before[2] == physical and before[3] == locked:
-                    merged[-1] = (before[0], before[1], before[2] + length, locked)
-                    continue
-            merged.append((start, physical, length, locked))
-        return merged
+        return self.extents.capacity
 
     def as_json(self) -> dict[str, Any]:
         """Return the record that ``mapping_set`` takes."""
-        extents = [[*extent[:3], "ro"] if extent[3] else list(extent[:3]) for extent in self.extents]
-        return {"lun": self.lun, "vdisk": self.vdisk, "readonly": self.readonly, "extents": extents}
+        return {"lun": self.lun, "vdisk": self.vdisk, "readonly": self.readonly, "extents": self.extents.as_json()}
 
 
 def sha256(value: object) -> str:
@@ -55,12 +46,17 @@ def sha256(value: object) -> str:
 
 
 def digest(luns: tuple[Lun, ...]) -> str:
-    """Return the digest of a mapping: the same on every host and for every way to cut the same extents."""
-    records = []
-    for one in luns:
-        extents = [[*extent[:3], "ro"] if extent[3] else list(extent[:3]) for extent in one.normalised()]
-        records.append({"lun": one.lun, "vdisk": one.vdisk, "readonly": one.readonly, "extents": extents})
-    return sha256(records)
+    """Return the digest of a mapping: the same on every host and for every way to cut the same extents.
+
+    It is ``sha256`` of the list of ``as_json`` of all LUNs, their extents merged.
+    """
+    hashed = hashlib.sha256(b"[")
+    for number, one in enumerate(luns):
+        rest = json.dumps({"lun": one.lun, "readonly": one.readonly, "vdisk": one.vdisk}, separators=(",", ":"))
+        text = f'{"," if number else ""}{{"extents":{one.extents.normalised().canonical()},{rest[1:]}'
+        hashed.update(text.encode())
+    hashed.update(b"]")
+    return "sha256:" + hashed.hexdigest()
 
 
 def _invalid(message: str, **data: object) -> RpcError:
@@ -92,6 +88,44 @@ def _extent(where: str, value: object, block_size: int, storage_size: int) -> Ex
     return (start, physical, length, len(value) == 4)
 
 
+def _table(where: str, extents: list[Any], block_size: int, storage_size: int) -> ExtentTable:
+    """Return the extents of one LUN as a table. All are checked at once; only when one is wrong are they looked at one
+    by one, to say which.
+    """
+    if not set(map(type, extents)) <= {list, tuple}:
+        raise _invalid(f"{where}: extents must be lists, as [start, physical, length]")
+    if set(map(len, extents)) == {3}:
+        columns = [list(map(itemgetter(column), extents)) for column in range(3)]
+        if all(set(map(type, column)) == {int} for column in columns):
+            try:
+                starts, physicals, lengths = (array("q", column) for column in columns)
+            except OverflowError:
+                starts = physicals = lengths = array("q")
+            odd = reduce(or_, starts, 0) | reduce(or_, physicals, 0) | reduce(or_, lengths, 0)
+            if (
+                starts
+                and odd & (block_size - 1) == 0 == block_size & (block_size - 1)
+                and min(starts) >= 0
+                and min(physicals) >= 0
+                and min(lengths) > 0
+            ):
+                found = ExtentTable(starts, physicals, lengths, bytes(len(starts)))
+                if max(found.physical_ends()) <= storage_size and max(found.ends()) <= 1 << 62:
+                    return found
+    return ExtentTable.of(
+        [_extent(f"{where} extent {n}", one, block_size, storage_size) for n, one in enumerate(extents)]
+    )
+
+
+def _checked(where: str, table: ExtentTable) -> ExtentTable:
+    """Return the table. Raises RpcError INVALID when two of its extents overlap in the vdisk."""
+    if not all(map(le, table.ends(), islice(table.starts, 1, None))):
+        for before, after in itertools.pairwise(table):
+            if after[0] < before[0] + before[2]:
+                raise _invalid(f"{where}: the extents at {before[0]} and {after[0]} overlap in the vdisk")
+    return table
+
+
 def parse_luns(value: object, block_size: int, storage_size: int) -> tuple[Lun, ...]:
     """Return the LUNs of a mapping, sorted. Raises RpcError INVALID for anything wrong in or between them."""
     if not isinstance(value, list):
@@ -111,22 +145,22 @@ def parse_luns(value: object, block_size: int, storage_size: int) -> tuple[Lun, 
         if not isinstance(readonly, bool):
             raise _invalid(f"LUN {number}: readonly is {readonly!r}: it must be true or false")
         extents = record.get("extents")
+        if isinstance(extents, ExtentTable):  # out of a file of the engine's own
+            extents = extents.as_json()
         if not isinstance(extents, list) or not 0 < len(extents) <= MAX_EXTENTS:
             raise _invalid(f"LUN {number}: extents must be a list of 1 to {MAX_EXTENTS}")
-        found = sorted(
-            _extent(f"LUN {number} extent {n}", one, block_size, storage_size) for n, one in enumerate(extents)
-        )
-        for before, after in itertools.pairwise(found):
-            if after[0] < before[0] + before[2]:
-                raise _invalid(f"LUN {number}: the extents at {before[0]} and {after[0]} overlap in the vdisk")
+        found = _checked(f"LUN {number}", _table(f"LUN {number}", extents, block_size, storage_size))
         for other in luns:
             if other.lun == number:
                 raise _invalid(f"LUN {number} is there twice")
             if other.vdisk == vdisk:
                 raise _invalid(f"vdisk {vdisk} is there twice, as LUN {other.lun} and LUN {number}")
-        luns.append(Lun(number, vdisk, readonly, tuple(found)))
+        luns.append(Lun(number, vdisk, readonly, found))
     luns.sort(key=lambda one: one.lun)
     return tuple(luns)
+
+
+MANY = 4096  # extents that are not compared one by one
 
 
 def only_grows(before: tuple[Lun, ...], after: tuple[Lun, ...]) -> bool:
@@ -136,8 +170,12 @@ def only_grows(before: tuple[Lun, ...], after: tuple[Lun, ...]) -> bool:
         other = new.get(old.lun)
         if other is None or other.readonly != old.readonly:
             return False
-        extents = Extents(other.normalised(), False)
-        for start, physical, length, locked in old.normalised():
+        if other.extents.starts_with(old.extents):
+            continue
+        if len(old.extents) > MANY:
+            return False  # not worth the look: to say no is always right
+        extents = Extents(other.extents, False)
+        for start, physical, length, locked in old.extents:
             if extents.pieces(start, length, False) != [(physical, length)]:
                 return False
             if locked != (extents.pieces(start, length, True) is None):
@@ -147,6 +185,8 @@ def only_grows(before: tuple[Lun, ...], after: tuple[Lun, ...]) -> bool:
 
 def refuse_overlap(vport: str, luns: tuple[Lun, ...], others: list[tuple[str, tuple[Lun, ...]]]) -> None:
     """Raise RpcError INVALID when two extents of the mapping share a physical byte, or one with another vport's."""
+    if disjoint(one.extents for _, owned in [(vport, luns), *others] for one in owned):
+        return
     pieces = [
         (extent[1], extent[1] + extent[2], name, one)
         for name, owned in [(vport, luns), *others]

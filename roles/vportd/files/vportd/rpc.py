@@ -17,7 +17,7 @@ from vportd import journal
 from vportd.engine import Engine
 from vportd.errors import RpcError, VportdError
 
-MAX_LINE = 16 << 20
+MAX_LINE = 64 << 20  # a million extents are 35 MB
 METHODS = (
     "get_version",
     "adapter_list",

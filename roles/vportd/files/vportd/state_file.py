@@ -16,11 +16,15 @@ VERSION = 1
 
 def save(path: Path, record: dict[str, Any]) -> None:
     """Write ``record`` to ``path`` atomically and durably. Raises OSError, and then the old file stands."""
-    text = json.dumps({"version": VERSION, "checksum": sha256(record), "record": record}, indent=1)
+    write(path, json.dumps({"version": VERSION, "checksum": sha256(record), "record": record}, indent=1).encode())
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` atomically and durably. Raises OSError, and then the old file stands."""
     temporary = path.with_name(path.name + ".new")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with open(temporary, "wb") as file:
         os.fchmod(file.fileno(), 0o600)
-        file.write(text)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

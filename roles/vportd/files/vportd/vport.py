@@ -229,8 +229,10 @@ class Vport(VportRings):
                     **peer,
                 )
 
-    async def set_mapping(self, luns: tuple[Lun, ...], timeout: float) -> None:
-        """Replace the mapping by one that was checked. No request is done half by the one and half by the other."""
+    async def set_mapping(self, luns: tuple[Lun, ...], name: str, timeout: float) -> None:
+        """Replace the mapping by one that was checked, of which ``name`` is the digest. No request is done half by the
+        one and half by the other.
+        """
         async with self._locked(timeout):
             self.refuse_mapping(luns)
             frozen = bool(self.connected()) and self.state == "RUNNING" and not only_grows(self.luns, luns)
@@ -244,6 +246,7 @@ class Vport(VportRings):
                 except RpcError:
                     self.luns, self.generation = old
                     raise
+                self._digest = (luns, name)
                 for path in ("pf", "vf"):
                     if self._alive(path):
                         await self._push_mapping(self._workers[path])
@@ -262,7 +265,7 @@ class Vport(VportRings):
     async def _push_mapping(self, client: WorkerClient) -> None:
         """Hand the mapping to a worker; one that does not take it is ended, and its successor starts with it."""
         try:
-            await client.call("mapping", timeout=ANSWER_TIMEOUT, luns=self._mapping_for_worker())
+            await self._hand_mapping(client)
         except (WorkerRefused, TimeoutError):
             client.kill()
             await client.ended

@@ -8,7 +8,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from vportd import journal, state_file
+from vportd import extent_file, journal, state_file
 from vportd.adapter import Adapter
 from vportd.blk_config import QUEUES
 from vportd.blk_queue import COUNTERS_SIZE
@@ -38,6 +38,7 @@ class VportRecord:
         self.degraded: str | None = None
         self.generation = 0
         self.luns: tuple[Lun, ...] = ()
+        self._digest: tuple[tuple[Lun, ...], str] | None = None  # of these LUNs: a million extents take a second
         self.ports: dict[int, LunPort] = {}
         self.history: deque[dict[str, Any]] = deque(maxlen=200)
         self.block_size = 512
@@ -55,7 +56,7 @@ class VportRecord:
 
     def save(self) -> None:
         """Write the state file. Raises RpcError STORAGE, and then nothing has changed on disk."""
-        record = {
+        record: dict[str, Any] = {
             "vport": self.name,
             "adapter": self.adapter.pf,
             "incoming": self.incoming,
@@ -64,10 +65,12 @@ class VportRecord:
             "vf": self.vf,
             "path": self.path,
             "generation": self.generation,
-            "luns": [one.as_json() for one in self.luns],
         }
+        directory = self.state_path.parent
         try:
+            record["luns"] = extent_file.save(directory, self.name, self.luns)
             state_file.save(self.state_path, record)
+            extent_file.forget(directory, self.name, self.luns)
         except OSError as problem:
             raise RpcError("STORAGE", f"the state of vport {self.name} cannot be written: {problem}") from problem
 
@@ -97,7 +100,9 @@ class VportRecord:
     @property
     def digest(self) -> str | None:
         """Digest of the mapping, None before there is one."""
-        return digest(self.luns) if self.generation else None
+        if self._digest is None or self._digest[0] is not self.luns:
+            self._digest = (self.luns, digest(self.luns))
+        return self._digest[1] if self.generation else None
 
     def connected(self) -> list[LunPort]:
         """Return the LUNs with a front end."""

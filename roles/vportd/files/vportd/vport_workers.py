@@ -18,10 +18,13 @@ from vportd import journal
 from vportd.adapter import Adapter
 from vportd.blk_config import QUEUES
 from vportd.errors import RpcError, StorageError, VportdError, WorkerDied, WorkerRefused
+from vportd.extents import Extents
 from vportd.front_end_state import Ring
 from vportd.lun_port import LunPort
+from vportd.mapping import Lun
 from vportd.storage import open_storage
 from vportd.surroundings import Surroundings
+from vportd.temporary_memory import TemporaryMemory
 from vportd.vport_record import VportRecord
 from vportd.worker_client import WorkerClient
 
@@ -38,6 +41,7 @@ class VportWorkers(VportRecord):
         super().__init__(name, adapter, around, incoming)
         self.lock = asyncio.Lock()
         self._workers: dict[str, WorkerClient] = {}
+        self._packed: tuple[tuple[Lun, ...], list[dict[str, Any]], TemporaryMemory] | None = None
         self._target = "pf"
         self._deleted = False
         self._deaths: deque[float] = deque(maxlen=DEATHS)
@@ -72,7 +76,7 @@ class VportWorkers(VportRecord):
                 uid=uid,
                 gid=gid,
             )
-            await client.call("mapping", timeout=ANSWER_TIMEOUT, luns=self._mapping_for_worker())
+            await self._hand_mapping(client)
             for port in self.connected():
                 try:
                     await self._push_memory(client, port)
@@ -93,11 +97,19 @@ class VportWorkers(VportRecord):
         )
         return client
 
-    def _mapping_for_worker(self) -> list[dict[str, Any]]:
-        return [
-            {"lun": one.lun, "serial": f"{self.name}:{one.lun}", "readonly": one.readonly, "extents": one.normalised()}
-            for one in self.luns
-        ]
+    async def _hand_mapping(self, client: WorkerClient) -> None:
+        """Hand a worker the mapping, ready for look-ups, in memory that both workers are given."""
+        if self._packed is None or self._packed[0] is not self.luns:
+            records = []
+            content = []
+            for one in self.luns:
+                sizes, packed = Extents(one.extents.normalised(), one.readonly).pack()
+                records.append({"lun": one.lun, "serial": f"{self.name}:{one.lun}", "bytes": len(packed), **sizes})
+                content.append(packed)
+            file = TemporaryMemory("vportd-mapping", content)
+            self._packed = (self.luns, records, file)
+        _, records, file = self._packed
+        await client.call("mapping", [file.fd], ANSWER_TIMEOUT, luns=records)
 
     @staticmethod
     async def _push_memory(client: WorkerClient, port: LunPort) -> None:

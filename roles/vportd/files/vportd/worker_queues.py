@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The queues of a worker, and the commands that change them."""
 
+import mmap
 import os
 import select
 
@@ -48,12 +49,13 @@ class WorkerQueues:
     def do_mapping(self, message: "Message", fds: list[int]) -> "Message":
         """Replace the whole mapping; LUNs that are no longer in it are forgotten."""
         luns = {}
-        for record in message["luns"]:
-            extents = Extents(
-                [(start, physical, length, bool(ro)) for start, physical, length, ro in record["extents"]],
-                record["readonly"],
-            )
-            luns[record["lun"]] = (record["serial"], extents)
+        size = os.fstat(fds[0]).st_size
+        area = mmap.mmap(fds[0], size, mmap.MAP_SHARED, mmap.PROT_READ) if size else b""
+        with memoryview(area) as content:
+            at = 0
+            for record in message["luns"]:
+                luns[record["lun"]] = (record["serial"], Extents.unpack(record, content[at:]))
+                at += record["bytes"]
         for lun, (serial, extents) in luns.items():
             device = self.devices.get(lun)
             if device is None:
