@@ -3,6 +3,7 @@
 
 import os
 import struct
+import time
 
 from vportd.blk_queue import (
     BYTES_READ,
@@ -35,6 +36,9 @@ from vportd.virtqueue import Chain
 
 ROUNDS = 16  # passes over one queue before the other queues and the control channel get their turn
 
+PATIENCE = 50e-6  # seconds that an empty ring is looked into at most, before the driver is asked for a notification
+
+_clock = time.perf_counter
 _header = struct.Struct(VIRTIO_BLK_REQ_HEADER).unpack_from
 
 
@@ -50,13 +54,16 @@ def service(queue: Queue) -> bool:
     """
     device = queue.device
     ring = queue.ring
+    gap = _clock() - queue.waiting_since
+    if gap < PATIENCE:  # it has come back soon: looking for it would have found it
+        queue.patience = min(PATIENCE, max(queue.patience, 2 * gap))
     memory = ring.memory
     low, high, view = memory.low, memory.high, memory.view
     storage = device.storage
     synchronous = storage.synchronous
     submit = storage.submit
     fd = storage.fd
-    extents = device.extents
+    find = device.extents.one
     start, end, delta, locked = 0, 0, 0, 1
     outstanding = queue.outstanding
     preadv, pwritev, unpack = os.preadv, os.pwritev, _header
@@ -73,7 +80,7 @@ def service(queue: Queue) -> bool:
                 break
             taken = again or (() if queue.held else ring.take())
             if not taken:
-                if queue.held or not ring.listen():
+                if queue.held or not (_await(queue) or ring.listen()):
                     break
                 ring.hush()
                 continue
@@ -94,7 +101,7 @@ def service(queue: Queue) -> bool:
                         position = sector << 9
                         if length and not length & 511 and kind < 2 and (chain[6] & 2 == 0) == kind:
                             if not start <= position < end:
-                                start, end, delta, locked = extents.one(position)
+                                start, end, delta, locked = find(position)
                             if start <= position and position + length <= end and not (kind and locked):
                                 if synchronous:
                                     try:
@@ -141,7 +148,28 @@ def service(queue: Queue) -> bool:
         counters[WRITES] += writes
         counters[BYTES_WRITTEN] += bytes_written
     queue.publish()
+    queue.waiting_since = _clock()
     return more
+
+
+def _await(queue: Queue) -> bool:
+    """Look into an empty ring for a little while before the driver is asked for a notification; True = something came.
+
+    How long adapts to the driver: it is nothing at first, becomes more when the next request came soon after the queue
+    had gone to wait for it, and less when looking was in vain. So an idle queue soon takes no time at all. Never while
+    the storage has requests, for their completions must not wait, nor before another queue of this worker.
+    """
+    if queue.patience <= 0 or queue.outstanding or not queue.alone:
+        return False
+    avail, last = queue.ring.avail, queue.ring.last_avail
+    end = _clock() + queue.patience
+    while _clock() < end:
+        for _ in range(8):
+            if avail[1] != last:
+                queue.patience = min(PATIENCE, queue.patience * 1.25)
+                return True
+    queue.patience = queue.patience / 2 if queue.patience > PATIENCE / 16 else 0.0
+    return False
 
 
 def _break(queue: Queue, problem: Exception, done: list[tuple[int, int]], dirty: list[Chain]) -> None:

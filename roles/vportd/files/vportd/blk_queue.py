@@ -36,8 +36,9 @@ class Queue:
     """One queue of a device: its ring, the notification to the driver, and what was taken and not yet given back
     (``outstanding``, by head).
 
-    ``used_log`` = guest physical address of the used ring for the dirty log, or None. ``broken`` = why nothing more
-    is taken. ``again`` = what an earlier worker took and did not give back. ``held`` = do that, but take nothing new.
+    ``used_log`` = guest physical address of the used ring for the dirty log, or None. ``broken`` = why nothing more is
+    taken. ``again`` = what an earlier worker took and did not give back. ``held`` = do that, but take nothing new.
+    ``patience`` = seconds to look into the empty ring, ``alone`` = no other queue of this worker had something too.
     """
 
     __slots__ = (
@@ -52,6 +53,9 @@ class Queue:
         "broken",
         "used_log",
         "held",
+        "patience",
+        "waiting_since",
+        "alone",
     )
 
     def __init__(
@@ -69,6 +73,9 @@ class Queue:
         self.broken: str | None = None
         self.used_log: int | None = None
         self.held = False
+        self.patience = 0.0
+        self.waiting_since = 0.0
+        self.alone = True
 
     def signal(self) -> None:
         """Notify the driver."""

@@ -102,6 +102,7 @@ class Vport(VportRings):
                     self._target = self.path
             self._suspended_by_user = False
             await self._thaw()
+            await self._let_go()
             self.save()
             self.note("resumed")
             return self.record()

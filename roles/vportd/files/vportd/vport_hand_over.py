@@ -93,7 +93,7 @@ class VportHandOver(VportWorkers):
         When the new worker fails, the old one still has everything, and RpcError is raised.
         """
         began = time.monotonic()
-        old = await self._active()
+        await self._active()
         try:
             if not self._alive(path):
                 await self._spawn(path)
@@ -108,10 +108,14 @@ class VportHandOver(VportWorkers):
                 self._workers[path].kill()
             raise RpcError("STORAGE", f"vport {self.name} stays on the {self.path} path: {problem}") from problem
         self.path = self._target = path
-        if old.alive:
-            with contextlib.suppress(WorkerDied, TimeoutError):
-                await old.call("drop", timeout=ANSWER_TIMEOUT, lun=None)
         return time.monotonic() - began
+
+    async def _let_go(self) -> None:
+        """Have the worker that does not take requests forget its rings, once the other one serves them."""
+        for path, client in self._workers.items():
+            if path != self.path and client.alive:
+                with contextlib.suppress(WorkerDied, TimeoutError):
+                    await client.call("drop", timeout=ANSWER_TIMEOUT, lun=None)
 
     def _check_path(self, path: str) -> None:
         if path not in ("vf", "pf"):
@@ -169,6 +173,7 @@ class VportHandOver(VportWorkers):
         resuming = time.monotonic()
         await self._thaw()
         now = time.monotonic()
+        await self._let_go()
         report.update(changed=True, resume_seconds=now - resuming, blackout_seconds=now - began)
         if path == self.path:
             self.degraded = None

@@ -107,6 +107,7 @@ class Worker(WorkerQueues):
                 if completions:
                     self._completed(completions)
             for queue in tuple(ready):
+                queue.alone = len(ready) == 1
                 if queue.broken is not None or not blk.service(queue):
                     ready.discard(queue)
                 if queue.broken is not None and queue not in self.told_broken:
