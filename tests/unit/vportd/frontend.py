@@ -13,7 +13,8 @@ from array import array
 from mmap import mmap
 from typing import Any
 
-IN, OUT, FLUSH, GET_ID = 0, 1, 4, 8
+IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
+TO_DEVICE = (OUT, DISCARD, WRITE_ZEROES)
 OK, IOERR, UNSUPP = 0, 1, 2
 VERSION_1, EVENT_IDX, INDIRECT = 1 << 32, 1 << 29, 1 << 28
 PROTOCOL, LOG_ALL = 1 << 30, 1 << 26
@@ -112,16 +113,20 @@ class Queue:
         header, status, table, area = base, base + 16, base + 0x400, base + 0x1000
         self.memory.write(header, struct.pack("<IIQ", kind, 0, sector))
         self.memory.write(status, b"\xee")
-        size = len(data) if kind == OUT else length
+        size = len(data) if kind in TO_DEVICE else length
         if buffers is None:
             step = (size // segments + 511) // 512 * 512 if segments > 1 else size
             buffers = [(area + at, min(step, size - at)) for at in range(0, size, step)] if size else []
         at = 0
         for gpa, count in buffers:
-            if kind == OUT:
+            if kind in TO_DEVICE:
                 self.memory.write(gpa, data[at : at + count])
             at += count
-        parts = [(header, 16, 0), *((gpa, count, 0 if kind == OUT else 2) for gpa, count in buffers), (status, 1, 2)]
+        parts = [
+            (header, 16, 0),
+            *((gpa, count, 0 if kind in TO_DEVICE else 2) for gpa, count in buffers),
+            (status, 1, 2),
+        ]
         indirect = self.indirect if indirect is None else indirect
         if len(parts) > 3:
             indirect = True
@@ -162,7 +167,7 @@ class Queue:
             assert head in self.busy, f"id {head} is not a head!"
             slot, kind, status, buffers = self.busy.pop(head)
             self.completions[head] += 1
-            data = b"".join(self.memory.read(gpa, count) for gpa, count in buffers) if kind != OUT else b""
+            data = b"".join(self.memory.read(gpa, count) for gpa, count in buffers) if kind not in TO_DEVICE else b""
             found.append((slot, self.memory.read(status, 1)[0], data, written))
             self.free.append(slot)
             self.seen = (self.seen + 1) & 0xFFFF

@@ -9,6 +9,7 @@ import pytest
 from tests.unit.vportd.engine_process import VF0
 from tests.unit.vportd.frontend import (
     CONFIG,
+    DISCARD,
     EVENT_IDX,
     FLUSH,
     GET_ID,
@@ -110,7 +111,8 @@ def test_flush_identity_and_what_is_not_supported(backend, make_engine, make_vpo
     assert queue.do(FLUSH) == (OK, b"", 1)
     assert queue.do(GET_ID, length=20) == (OK, b"vp0:0".ljust(20, b"\0"), 21)
     assert queue.do(GET_ID, length=4)[:2] == (OK, b"vp0:")
-    assert queue.do(11, length=512)[0] == UNSUPP
+    assert queue.do(DISCARD, data=bytes(16))[0] == UNSUPP
+    assert queue.do(99, length=512)[0] == UNSUPP
     counters = rpc.vport_get(vport="vp0")["luns"][0]["counters"]
     assert (counters["flushes"], counters["reads"], counters["writes"]) == (1, 0, 0)
 

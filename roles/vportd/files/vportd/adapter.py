@@ -17,7 +17,7 @@ _HIDDEN = re.compile(r"nvme\d+c\d+n\d+")
 @dataclass(frozen=True, slots=True)
 class BlockDevice:
     """A namespace as one controller shows it: ``size`` and ``block_size`` in bytes, ``identity`` the same through
-    each controller.
+    each controller. ``discards`` and ``zeroes``: the device has such commands.
     """
 
     path: str
@@ -25,6 +25,8 @@ class BlockDevice:
     block_size: int
     identity: str
     inflight: Path
+    discards: bool
+    zeroes: bool
 
     def is_idle(self) -> bool:
         """True when the kernel has no request on this block device (the only user is one worker, for a VF's)."""
@@ -39,6 +41,11 @@ def _read(path: Path) -> str | None:
         return path.read_text(encoding="ascii", errors="replace").strip() or None
     except OSError:
         return None
+
+
+def _number(path: Path) -> int:
+    text = _read(path)
+    return int(text) if text is not None and text.isdigit() else 0
 
 
 class Adapter:
@@ -84,7 +91,13 @@ class Adapter:
             raise StorageError(f"{path.name} of {address} has size {size!r}")
         block_size = int(_read(path / "queue/logical_block_size") or SECTOR_SIZE)
         return BlockDevice(
-            str(self._dev_root / path.name), int(size) * SECTOR_SIZE, block_size, identity, path / "inflight"
+            str(self._dev_root / path.name),
+            int(size) * SECTOR_SIZE,
+            block_size,
+            identity,
+            path / "inflight",
+            _number(path / "queue/discard_max_bytes") > 0,
+            _number(path / "queue/write_zeroes_max_bytes") > 0,
         )
 
     def vfs(self) -> list[str]:

@@ -5,31 +5,23 @@ import os
 import struct
 import time
 
+from vportd.blk_general import count, general, status_of
 from vportd.blk_queue import (
     BYTES_READ,
     BYTES_WRITTEN,
     DIRTY_PAGES,
     ERRORS,
-    FLUSHES,
     READS,
     WRITES,
     Queue,
     Request,
 )
 from vportd.errors import MemoryFault, RingBroken
-from vportd.memory import MemoryMap
-from vportd.storage import FLUSH, READ, WRITE, Completion, transfer
+from vportd.storage import FLUSH, READ, Completion
 from vportd.virtio_spec import (
-    SECTOR_SIZE,
     VIRTIO_BLK_REQ_HEADER,
-    VIRTIO_BLK_REQ_HEADER_SIZE,
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
-    VIRTIO_BLK_S_UNSUPP,
-    VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_GET_ID,
-    VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT,
     VIRTQ_DESC_F_WRITE,
 )
 from vportd.virtqueue import Chain
@@ -50,7 +42,7 @@ def service(queue: Queue) -> bool:
 
     Shape: one pass over all that is available, locals instead of attributes, no object for a request that completes
     here. The common request - header, one buffer, status, all in the largest memory region, inside the extent of the
-    one before - is done in line; any other goes through ``_general``.
+    one before - is done in line; any other goes through ``general``.
     """
     device = queue.device
     ring = queue.ring
@@ -129,7 +121,7 @@ def service(queue: Queue) -> bool:
                                     outstanding[head] = request
                                     submit(request, kind, position + delta, [view[data : data + length]])
                                     continue
-                written = _general(queue, head, chain, dirty)
+                written = general(queue, head, chain, dirty)
                 if written is not None:
                     done.append((head, written))
             if done:
@@ -210,136 +202,6 @@ def _give(queue: Queue, done: list[tuple[int, int]], dirty: list[Chain]) -> None
         queue.signal()
 
 
-def _general(queue: Queue, head: int, chain: Chain, dirty: list[Chain]) -> int | None:
-    """Do any request, of any framing (virtio 1.3, 2.7.4). Returns bytes written when it is done already, None when
-    the storage has it.
-
-    Raises RingBroken when there is no place for the status, so that the driver cannot even be told.
-    """
-    memory = queue.ring.memory
-    address, length, flags = chain[-4:-1]
-    if not flags & VIRTQ_DESC_F_WRITE or not length:
-        raise RingBroken(f"request of head {head} has no status byte")
-    status = memory.views(address + length - 1, 1)[0]
-    only_status: Chain = (address + length - 1, 1, VIRTQ_DESC_F_WRITE, 0)
-    counters = queue.counters
-    try:
-        readable, writable = _buffers(memory, chain)
-        header = b"".join(_cut(readable, 0, VIRTIO_BLK_REQ_HEADER_SIZE))
-        if len(header) != VIRTIO_BLK_REQ_HEADER_SIZE:
-            raise MemoryFault("short header")
-    except MemoryFault:
-        counters[ERRORS] += 1
-        status[0] = VIRTIO_BLK_S_IOERR
-        dirty.append(only_status)
-        return 1
-    kind, _, sector = _header(header, 0)
-    sent = _cut(readable, VIRTIO_BLK_REQ_HEADER_SIZE, None)
-    room = _cut(writable, 0, sum(map(len, writable)) - 1)
-    storage = queue.device.storage
-    result = VIRTIO_BLK_S_IOERR
-    written = 1
-    if kind in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT):
-        operation, views = (READ, room) if kind == VIRTIO_BLK_T_IN else (WRITE, sent)
-        total = sum(map(len, views))
-        pieces = None
-        if (
-            total % SECTOR_SIZE == 0
-            and not (kind == VIRTIO_BLK_T_IN and sent)
-            and not (kind == VIRTIO_BLK_T_OUT and room)
-        ):
-            pieces = queue.device.extents.pieces(sector * SECTOR_SIZE, total, operation == WRITE)
-        if pieces is not None and not storage.synchronous and total:
-            request = Request(queue, head, chain, operation, total, len(pieces), status)
-            queue.outstanding[head] = request
-            at = 0
-            for physical, size in pieces:
-                storage.submit(request, operation, physical, _cut(views, at, at + size))
-                at += size
-            return None
-        if pieces is not None:
-            at = 0
-            for physical, size in pieces:
-                if transfer(storage.fd, operation, physical, _cut(views, at, at + size)) != size:
-                    break
-                at += size
-            if at == total:
-                result = VIRTIO_BLK_S_OK
-                _count(counters, operation, total)
-            if operation == READ:
-                written = total + 1
-    elif kind == VIRTIO_BLK_T_FLUSH:
-        if not storage.synchronous:
-            request = Request(queue, head, only_status, FLUSH, 0, 1, status)
-            queue.outstanding[head] = request
-            storage.submit(request, FLUSH, 0, [])
-            return None
-        if transfer(storage.fd, FLUSH, 0, []) == 0:
-            result = VIRTIO_BLK_S_OK
-            counters[FLUSHES] += 1
-    elif kind == VIRTIO_BLK_T_GET_ID:
-        serial = queue.device.serial
-        at = 0
-        for view in _cut(room, 0, len(serial)):
-            view[:] = serial[at : at + len(view)]
-            at += len(view)
-        result = VIRTIO_BLK_S_OK
-        written = at + 1
-    else:
-        result = VIRTIO_BLK_S_UNSUPP
-    if result == VIRTIO_BLK_S_IOERR:
-        counters[ERRORS] += 1
-    status[0] = result
-    dirty.append(only_status if written == 1 else chain)
-    return written
-
-
-def _buffers(memory: MemoryMap, chain: Chain) -> tuple[list[memoryview], list[memoryview]]:
-    """Return the device-readable and the device-writable buffers. Raises MemoryFault, and RingBroken when they are
-    out of order.
-    """
-    readable: list[memoryview] = []
-    writable: list[memoryview] = []
-    low, high, whole = memory.low, memory.high, memory.view
-    for at in range(0, len(chain), 4):
-        address, length, flags = chain[at : at + 3]
-        side = writable if flags & VIRTQ_DESC_F_WRITE else readable
-        if side is readable and writable:
-            raise RingBroken("a device-readable buffer after a device-writable one (virtio 1.3, 2.7.4.2)")
-        if low <= address and address + length <= high:
-            if length:
-                side.append(whole[address - low : address - low + length])
-        elif length:
-            side.extend(memory.views(address, length))
-    return readable, writable
-
-
-def _cut(views: list[memoryview], start: int, end: int | None) -> list[memoryview]:
-    """Return the buffers of bytes ``start`` to ``end`` of a list of buffers."""
-    found = []
-    at = 0
-    for view in views:
-        size = len(view)
-        first = max(start - at, 0)
-        last = size if end is None else min(end - at, size)
-        if first < last:
-            found.append(view if last - first == size else view[first:last])
-        at += size
-    return found
-
-
-def _count(counters: memoryview, operation: int, length: int) -> None:
-    """Count one request that went well."""
-    if operation == READ:
-        counters[READS] += 1
-        counters[BYTES_READ] += length
-    elif operation == WRITE:
-        counters[WRITES] += 1
-        counters[BYTES_WRITTEN] += length
-    else:
-        counters[FLUSHES] += 1
-
-
 def complete(completions: list[Completion]) -> list[Queue]:
     """Give back the requests whose last operation is among ``completions``; return the queues touched.
 
@@ -350,7 +212,7 @@ def complete(completions: list[Completion]) -> list[Queue]:
         assert isinstance(token, Request)
         token.left -= 1
         if result < 0:
-            token.failed = True
+            token.failed = result
         else:
             token.missing -= result
         if token.left:
@@ -361,9 +223,9 @@ def complete(completions: list[Completion]) -> list[Queue]:
             batch = batches[queue] = ([], [])
         if token.failed or token.missing:
             queue.counters[ERRORS] += 1
-            token.status[0] = VIRTIO_BLK_S_IOERR
+            token.status[0] = status_of(token.failed) if token.operation > FLUSH else VIRTIO_BLK_S_IOERR
         else:
-            _count(queue.counters, token.operation, token.total)
+            count(queue.counters, token.operation, token.total)
             token.status[0] = VIRTIO_BLK_S_OK
         del queue.outstanding[token.head]
         batch[0].append((token.head, token.total + 1 if token.operation == READ else 1))

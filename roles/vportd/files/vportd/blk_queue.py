@@ -12,6 +12,7 @@ from vportd.virtqueue import Chain, Virtqueue
 
 # Words of the counters of one queue, 64 bits each, in memory shared with the engine's process
 LAST_AVAIL, USED, OUTSTANDING, READS, WRITES, FLUSHES, ERRORS, BYTES_READ, BYTES_WRITTEN, DIRTY_PAGES = range(10)
+DISCARDS, ZEROES = 10, 11
 COUNTERS_SIZE = 128  # bytes a queue
 
 _SIGNAL = (1).to_bytes(8, "little")
@@ -110,5 +111,5 @@ class Request:
         self.total = length
         self.missing = length
         self.left = left
-        self.failed = False
+        self.failed = 0  # the errno of an operation that failed, negative
         self.status = status

@@ -54,6 +54,11 @@ class FrontEnd(FrontEndState):
             spec.VHOST_USER_SET_CONFIG: self._set_config,
             spec.VHOST_USER_GET_INFLIGHT_FD: self._get_inflight_fd,
             spec.VHOST_USER_SET_INFLIGHT_FD: self._set_inflight_fd,
+            spec.VHOST_USER_GET_MAX_MEM_SLOTS: self._get_max_mem_slots,
+            spec.VHOST_USER_ADD_MEM_REG: self._add_mem_reg,
+            spec.VHOST_USER_REM_MEM_REG: self._rem_mem_reg,
+            spec.VHOST_USER_SET_STATUS: self._set_status,
+            spec.VHOST_USER_GET_STATUS: self._get_status,
         }
 
     def close(self) -> None:
@@ -117,16 +122,18 @@ class FrontEnd(FrontEndState):
     async def _nothing(self, message: Message) -> None:
         return None
 
+    def offered(self) -> int:
+        """Return the feature bits of this LUN."""
+        return offered(self.owner.readonly, self.owner.discards, self.owner.zeroes)
+
     async def _get_features(self, message: Message) -> bytes:
-        return struct.pack(spec.U64, offered(self.owner.readonly))
+        return struct.pack(spec.U64, self.offered())
 
     async def _set_features(self, message: Message) -> None:
         (features,) = message.unpack(spec.U64)
         # RO may have been offered before the mapping was changed
-        if features & ~(offered(self.owner.readonly) | 1 << VIRTIO_BLK_F_RO):
-            raise ProtocolError(
-                f"features {features:#x} are more than the {offered(self.owner.readonly):#x} that were offered"
-            )
+        if features & ~(self.offered() | 1 << VIRTIO_BLK_F_RO):
+            raise ProtocolError(f"features {features:#x} are more than the {self.offered():#x} that were offered")
         if features & LOG_ALL:
             self.owner.refuse_log()
         changed = self.features ^ features
@@ -171,6 +178,36 @@ class FrontEnd(FrontEndState):
             os.close(fd)
         await self.owner.memory_changed()
         await self._sync_all()
+
+    async def _get_max_mem_slots(self, message: Message) -> bytes:
+        return struct.pack(spec.U64, spec.MAX_MEM_SLOTS)
+
+    async def _add_mem_reg(self, message: Message) -> None:
+        _, gpa, size, user, offset = message.unpack(spec.SINGLE_MEM_REGION)
+        self.add_region((gpa, size, user, offset), message.one_fd())
+        await self.owner.memory_changed()
+        await self._sync_all()
+
+    async def _rem_mem_reg(self, message: Message) -> None:
+        _, gpa, size, user, _ = message.unpack(spec.SINGLE_MEM_REGION)
+        self.remove_region(gpa, size, user)
+        await self.owner.memory_changed()
+        await self._sync_all()
+
+    async def _set_status(self, message: Message) -> None:
+        (status,) = message.unpack(spec.U64)
+        if status > 0xFF:
+            raise ProtocolError(f"device status {status:#x} is more than a byte")
+        self.status = status
+        if status == 0:  # a reset: no ring runs until its kick descriptor comes again
+            for ring in self.rings:
+                if ring.running:
+                    await self.owner.stop_ring(ring)
+                close_fd(ring.kick)
+                ring.kick = -1
+
+    async def _get_status(self, message: Message) -> bytes:
+        return struct.pack(spec.U64, self.status)
 
     async def _set_log_base(self, message: Message) -> bytes | None:
         size, offset = message.unpack(spec.LOG)
@@ -281,7 +318,8 @@ class FrontEnd(FrontEndState):
         offset, size, flags = struct.unpack_from(spec.CONFIG_HEADER, message.payload)
         if offset + size > CONFIG_SPACE or len(message.payload) != spec.CONFIG_HEADER_SIZE + size:
             raise ProtocolError(f"GET_CONFIG of {size} bytes at {offset}")
-        space = config_space(self.owner.capacity, self.owner.block_size)
+        owner = self.owner
+        space = config_space(owner.capacity, owner.block_size, owner.discards, owner.zeroes)
         return struct.pack(spec.CONFIG_HEADER, offset, size, flags) + space[offset : offset + size]
 
     async def _set_config(self, message: Message) -> None:

@@ -21,6 +21,14 @@ class Owner(Protocol):
     def readonly(self) -> bool:
         """True when the guest may not write."""
 
+    @property
+    def discards(self) -> bool:
+        """True when the storage can discard."""
+
+    @property
+    def zeroes(self) -> bool:
+        """True when the storage can write zeroes by itself."""
+
     def refuse_log(self) -> None:
         """Raise Refused where the dirty log cannot be kept."""
 

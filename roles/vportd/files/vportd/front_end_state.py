@@ -70,6 +70,7 @@ class FrontEndState:
         self.features = 0
         self.protocol_features = 0
         self.rings = [Ring(index) for index in range(QUEUES)]
+        self.status = 0
         self.memory: list[tuple[int, int, int, int]] = []
         self.memory_fds: list[int] = []
         self.log: Shared | None = None
@@ -107,6 +108,24 @@ class FrontEndState:
         if self.backend_channel is not None:
             self.backend_channel.close()
             self.backend_channel = None
+
+    def add_region(self, region: tuple[int, int, int, int], fd: int) -> None:
+        """Add a memory region: guest address, bytes, front end's address, offset in ``fd``, which becomes ours. Raises
+        ProtocolError.
+        """
+        if len(self.memory) >= spec.MAX_MEM_SLOTS:
+            os.close(fd)
+            raise ProtocolError(f"one memory region more than {spec.MAX_MEM_SLOTS}")
+        self.memory.append(region)
+        self.memory_fds.append(fd)
+
+    def remove_region(self, gpa: int, size: int, user: int) -> None:
+        """Remove a memory region. Raises ProtocolError when it is not there."""
+        at = [number for number, region in enumerate(self.memory) if region[:3] == (gpa, size, user)]
+        if not at:
+            raise ProtocolError(f"there is no memory region of {size} bytes at guest address {gpa:#x} to remove")
+        del self.memory[at[0]]
+        os.close(self.memory_fds.pop(at[0]))
 
     def config_changed(self) -> None:
         """Tell the front end to read the configuration again, where it has asked to be told."""

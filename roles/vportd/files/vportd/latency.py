@@ -24,8 +24,8 @@ class SlowStorage(Storage):
         self._held: list[tuple[float, int, Completion]] = []
         self._count = 0
 
-    def submit(self, token: Token, operation: int, offset: int, views: list[memoryview]) -> None:
-        self._inner.submit(token, operation, offset, views)
+    def submit(self, token: Token, operation: int, offset: int, views: list[memoryview], length: int = 0) -> None:
+        self._inner.submit(token, operation, offset, views, length)
 
     def kick(self) -> None:
         self._inner.kick()

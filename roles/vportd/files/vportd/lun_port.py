@@ -23,6 +23,8 @@ class Server(Protocol):
 
     name: str
     block_size: int
+    discards: bool
+    zeroes: bool
 
     def refuse_log(self) -> None: ...
     def note(self, event: str, **detail: object) -> None: ...
@@ -76,6 +78,16 @@ class LunPort:
     def readonly(self) -> bool:
         """True when the guest may not write."""
         return self.lun.readonly
+
+    @property
+    def discards(self) -> bool:
+        """True when the storage can discard."""
+        return self.vport.discards and not self.lun.readonly
+
+    @property
+    def zeroes(self) -> bool:
+        """True when the storage can write zeroes by itself."""
+        return self.vport.zeroes and not self.lun.readonly
 
     def peer(self) -> dict[str, Any] | None:
         """Return pid and name of the process that is connected."""

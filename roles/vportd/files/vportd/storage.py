@@ -17,19 +17,28 @@ import stat
 from vportd.errors import StorageError
 from vportd.virtio_spec import SECTOR_SIZE
 
-READ, WRITE, FLUSH = 0, 1, 2
+READ, WRITE, FLUSH, DISCARD, ZERO = range(5)
+OPERATIONS = ("read", "write", "flush", "discard", "write_zeroes")
+# fallocate(2): what DISCARD and ZERO are to a file or a block device; what was discarded reads as zeroes
+FALLOCATE = {DISCARD: 0x01 | 0x02, ZERO: 0x01 | 0x10}  # KEEP_SIZE with PUNCH_HOLE or with ZERO_RANGE
 Token = object
 Completion = tuple[Token, int]
 
 
-def transfer(fd: int, operation: int, offset: int, views: list[memoryview]) -> int:
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def transfer(fd: int, operation: int, offset: int, views: list[memoryview], length: int = 0) -> int:
     """Do one whole operation; return the bytes done or a negative errno. A short transfer is gone on with; at the
-    storage's end it stays short.
+    storage's end it stays short. DISCARD and ZERO are of ``length`` bytes, and return 0.
     """
     try:
         if operation == FLUSH:
             os.fdatasync(fd)
             return 0
+        if operation in FALLOCATE:
+            mode, at, size = ctypes.c_int(FALLOCATE[operation]), ctypes.c_int64(offset), ctypes.c_int64(length)
+            return 0 if _libc.fallocate64(ctypes.c_int(fd), mode, at, size) == 0 else -ctypes.get_errno()
         call = os.preadv if operation == READ else os.pwritev
         done = call(fd, views, offset)
         total = sum(map(len, views))
@@ -66,8 +75,10 @@ class Storage:
         self.fd = fd
         self.event_fd = -1
 
-    def submit(self, token: Token, operation: int, offset: int, views: list[memoryview]) -> None:
-        """Queue one READ, WRITE or FLUSH at byte ``offset``; its completion comes from ``reap``."""
+    def submit(self, token: Token, operation: int, offset: int, views: list[memoryview], length: int = 0) -> None:
+        """Queue one operation at byte ``offset``, on buffers or, DISCARD and ZERO, on ``length`` bytes; its completion
+        comes from ``reap``.
+        """
         raise NotImplementedError
 
     def kick(self) -> None:
@@ -96,8 +107,8 @@ class FileStorage(Storage):
         super().__init__(fd)
         self._done: list[Completion] = []
 
-    def submit(self, token: Token, operation: int, offset: int, views: list[memoryview]) -> None:
-        self._done.append((token, transfer(self.fd, operation, offset, views)))
+    def submit(self, token: Token, operation: int, offset: int, views: list[memoryview], length: int = 0) -> None:
+        self._done.append((token, transfer(self.fd, operation, offset, views, length)))
 
     def reap(self) -> list[Completion]:
         done, self._done = self._done, []
@@ -159,16 +170,16 @@ class ThreadStorage(Storage):
         self._limit = threads
         self._running = 0
         self._idle = 0
-        self._work: list[tuple[Token, int, int, list[memoryview]]] = []
+        self._work: list[tuple[Token, int, int, list[memoryview], int]] = []
         self._done: list[Completion] = []
         self._lock = _thread.allocate_lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
         self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._bounce = Pool()
 
-    def submit(self, token: Token, operation: int, offset: int, views: list[memoryview]) -> None:
+    def submit(self, token: Token, operation: int, offset: int, views: list[memoryview], length: int = 0) -> None:
         with self._lock:
-            self._work.append((token, operation, offset, views))
+            self._work.append((token, operation, offset, views, length))
             start = self._running < self._limit and len(self._work) > self._idle
             if start:
                 self._running += 1
@@ -183,17 +194,17 @@ class ThreadStorage(Storage):
             os.eventfd_read(self._wake)
             with self._lock:
                 self._idle -= 1
-                token, operation, offset, views = self._work.pop(0)
-            result = self._operation(operation, offset, views)
+                token, operation, offset, views, length = self._work.pop(0)
+            result = self._operation(operation, offset, views, length)
             del views
             with self._lock:
                 self._done.append((token, result))
             token = None
             os.eventfd_write(self.event_fd, 1)
 
-    def _operation(self, operation: int, offset: int, views: list[memoryview]) -> int:
-        if operation == FLUSH or self._alignment == 1 or is_aligned(views, self._alignment):
-            return transfer(self.fd, operation, offset, views)
+    def _operation(self, operation: int, offset: int, views: list[memoryview], length: int) -> int:
+        if operation >= FLUSH or self._alignment == 1 or is_aligned(views, self._alignment):
+            return transfer(self.fd, operation, offset, views, length)
         length = sum(map(len, views))
         with self._lock:
             buffer = self._bounce.get(length)

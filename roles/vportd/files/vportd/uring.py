@@ -8,12 +8,25 @@ import os
 import struct
 
 from vportd.atomic import fence
-from vportd.storage import FLUSH, READ, WRITE, Completion, Pool, Storage, Token, gather, is_aligned, rest_of, scatter
+from vportd.storage import (
+    FALLOCATE,
+    FLUSH,
+    READ,
+    WRITE,
+    Completion,
+    Pool,
+    Storage,
+    Token,
+    gather,
+    is_aligned,
+    rest_of,
+    scatter,
+)
 
 _SYS_SETUP, _SYS_ENTER = 425, 426  # the same on every architecture
 _OFF_SQ_RING, _OFF_SQES = 0, 0x10000000
 _FEAT_SINGLE_MMAP, _FEAT_NODROP = 1, 2
-_OP_READV, _OP_WRITEV, _OP_FSYNC, _OP_READ, _OP_WRITE = 1, 2, 3, 22, 23
+_OP_READV, _OP_WRITEV, _OP_FSYNC, _OP_FALLOCATE, _OP_READ, _OP_WRITE = 1, 2, 3, 17, 22, 23
 _FSYNC_DATASYNC = 1
 _SETUP_CLAMP = 1 << 4
 _ENTER_GETEVENTS = 1
@@ -70,10 +83,10 @@ class UringStorage(Storage):
             words[sq[6] // 4 + index] = index
         self._alignment = alignment
         self._free = list(range(sq_entries))
-        self._slots: list[tuple[Token, int, int, list[memoryview], list[memoryview], memoryview | None] | None] = [
+        self._slots: list[tuple[Token, int, int, list[memoryview], list[memoryview], memoryview | None, int] | None] = [
             None
         ] * sq_entries
-        self._waiting: list[tuple[Token, int, int, list[memoryview]]] = []
+        self._waiting: list[tuple[Token, int, int, list[memoryview], int]] = []
         self._iovecs = memoryview(mmap.mmap(-1, sq_entries * _IOV_MAX * 16))
         self._iovecs_at = _address(self._iovecs)
         self._pool = Pool()
@@ -99,20 +112,20 @@ class UringStorage(Storage):
             return None
         return storage
 
-    def submit(self, token: Token, operation: int, offset: int, views: list[memoryview]) -> None:
+    def submit(self, token: Token, operation: int, offset: int, views: list[memoryview], length: int = 0) -> None:
         if not self._free:
-            self._waiting.append((token, operation, offset, views))
+            self._waiting.append((token, operation, offset, views, length))
             return
         buffers, bounce = views, None
-        if operation != FLUSH and (
+        if operation < FLUSH and (
             len(views) > _IOV_MAX or (self._alignment > 1 and not is_aligned(views, self._alignment))
         ):
-            length = sum(map(len, views))
-            bounce = self._pool.get(length)
+            total = sum(map(len, views))
+            bounce = self._pool.get(total)
             if operation == WRITE:
                 gather(views, bounce)
-            buffers = [bounce[:length]]
-        self._put(token, operation, offset, views, buffers, bounce)
+            buffers = [bounce[:total]]
+        self._put(token, operation, offset, views, buffers, bounce, length)
 
     def _put(
         self,
@@ -122,12 +135,15 @@ class UringStorage(Storage):
         views: list[memoryview],
         buffers: list[memoryview],
         bounce: memoryview | None,
+        size: int,
     ) -> None:
         slot = self._free.pop()
-        self._slots[slot] = (token, operation, offset, views, buffers, bounce)
+        self._slots[slot] = (token, operation, offset, views, buffers, bounce, size)
         flags = 0
         if operation == FLUSH:
             code, address, length, flags, offset = _OP_FSYNC, 0, 0, _FSYNC_DATASYNC, 0
+        elif operation in FALLOCATE:
+            code, address, length = _OP_FALLOCATE, size, FALLOCATE[operation]
         elif len(buffers) == 1:
             code = _OP_READ if operation == READ else _OP_WRITE
             address, length = _address(buffers[0]), len(buffers[0])
@@ -168,17 +184,17 @@ class UringStorage(Storage):
             assert entry is not None
             self._slots[slot] = None
             self._free.append(slot)
-            token, operation, offset, views, buffers, bounce = entry
-            if operation != FLUSH:
+            token, operation, offset, views, buffers, bounce, size = entry
+            if operation < FLUSH:
                 total = sum(map(len, buffers))
                 if result in (-errno.EAGAIN, -errno.EINTR):
-                    self._put(token, operation, offset, views, buffers, bounce)
+                    self._put(token, operation, offset, views, buffers, bounce, size)
                     continue
                 if 0 < result < total:  # the rest of a short transfer; what is done already counts as done
                     whole = sum(map(len, views))
                     if bounce is not None and operation == READ:
                         scatter(bounce, views, whole - total + result)
-                    self._put(token, operation, offset + result, views, rest_of(buffers, result), bounce)
+                    self._put(token, operation, offset + result, views, rest_of(buffers, result), bounce, size)
                     continue
                 if bounce is not None:
                     if operation == READ and result > 0:

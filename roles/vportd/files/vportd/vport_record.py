@@ -19,7 +19,17 @@ from vportd.mapping import MAX_LUN, Lun, digest, sha256
 from vportd.surroundings import Surroundings
 
 STATE_VERSION = 1
-COUNTERS = ("reads", "writes", "flushes", "errors", "bytes_read", "bytes_written", "dirty_pages")
+COUNTERS = (
+    "reads",
+    "writes",
+    "flushes",
+    "errors",
+    "bytes_read",
+    "bytes_written",
+    "dirty_pages",
+    "discards",
+    "write_zeroes",
+)
 
 
 class VportRecord:
@@ -42,6 +52,7 @@ class VportRecord:
         self.ports: dict[int, LunPort] = {}
         self.history: deque[dict[str, Any]] = deque(maxlen=200)
         self.block_size = 512
+        self.discards = self.zeroes = False
         self._counters_fd = os.memfd_create("vportd-counters", os.MFD_CLOEXEC)
         size = (MAX_LUN + 1) * QUEUES * COUNTERS_SIZE
         os.ftruncate(self._counters_fd, size)

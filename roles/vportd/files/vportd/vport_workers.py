@@ -55,6 +55,8 @@ class VportWorkers(VportRecord):
         except StorageError as problem:
             raise RpcError("STORAGE", f"vport {self.name}: {problem}") from problem
         self.block_size = device.block_size
+        if path == "pf":
+            self.discards, self.zeroes = device.discards, device.zeroes
         config = self.adapter.config
         uid, gid = self.around.worker_ids or (None, None)
         client = WorkerClient(

@@ -17,7 +17,7 @@ import socket
 import sys
 
 from vportd import blk, channel, journal
-from vportd.blk_queue import WRITES, Queue
+from vportd.blk_queue import DISCARDS, WRITES, ZEROES, Queue
 from vportd.errors import ChannelClosed, VportdError
 from vportd.storage import FLUSH, make_storage
 from vportd.worker_queues import WorkerQueues
@@ -169,7 +169,11 @@ class Worker(WorkerQueues):
         if (not waiting and not suspended) or self.flushing:
             return
         if not self.storage.synchronous:
-            writes = sum(queue.counters[WRITES] for device in self.devices.values() for queue in device.queues.values())
+            writes = sum(
+                queue.counters[WRITES] + queue.counters[DISCARDS] + queue.counters[ZEROES]
+                for device in self.devices.values()
+                for queue in device.queues.values()
+            )
             if writes != self.writes_flushed:
                 self.writes_flushed = writes
                 self.flushing = True

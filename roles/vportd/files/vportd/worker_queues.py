@@ -13,7 +13,7 @@ from vportd.errors import VportdError
 from vportd.extents import Extents
 from vportd.inflight import InflightRegion
 from vportd.memory import MemoryMap, Region
-from vportd.storage import Storage
+from vportd.storage import OPERATIONS, Storage
 from vportd.virtqueue import Virtqueue
 
 TYPE_CHECKING = False
@@ -222,7 +222,7 @@ class WorkerQueues:
                     "lun": device.lun,
                     "queue": queue.index,
                     "head": request.head,
-                    "operation": ("read", "write", "flush")[request.operation],
+                    "operation": OPERATIONS[request.operation],
                     "bytes": request.total,
                 }
                 for device in self.devices.values()
