@@ -7,10 +7,12 @@ import time
 
 from vportd.blk_general import count, general, status_of
 from vportd.blk_queue import (
+    BUCKETS,
     BYTES_READ,
     BYTES_WRITTEN,
     DIRTY_PAGES,
     ERRORS,
+    HISTOGRAM,
     READS,
     WRITES,
     Queue,
@@ -77,6 +79,7 @@ def service(queue: Queue) -> bool:
                 ring.hush()
                 continue
             again = []
+            queue.taken = began = _clock()
             log = device.log
             for head, chain in taken:
                 if len(chain) == 12 and chain[1] == 16 and chain[9] == 1 and not chain[2] & 2 and chain[10] & 2:
@@ -126,6 +129,8 @@ def service(queue: Queue) -> bool:
                     done.append((head, written))
             if done:
                 batch, written_to, done, dirty = done, dirty, [], []
+                bucket = int((_clock() - began) * 1e6).bit_length()
+                queue.counters[HISTOGRAM + (bucket if bucket < BUCKETS else BUCKETS - 1)] += len(batch)
                 _give(queue, batch, written_to)
             if not synchronous:
                 storage.kick()
@@ -207,6 +212,7 @@ def complete(completions: list[Completion]) -> list[Queue]:
 
     An operation that moved fewer bytes than it should makes its request fail.
     """
+    now = _clock()
     batches: dict[Queue, tuple[list[tuple[int, int]], list[Chain]]] = {}
     for token, result in completions:
         assert isinstance(token, Request)
@@ -227,6 +233,8 @@ def complete(completions: list[Completion]) -> list[Queue]:
         else:
             count(queue.counters, token.operation, token.total)
             token.status[0] = VIRTIO_BLK_S_OK
+        bucket = int((now - token.taken) * 1e6).bit_length()
+        queue.counters[HISTOGRAM + (bucket if bucket < BUCKETS else BUCKETS - 1)] += 1
         del queue.outstanding[token.head]
         batch[0].append((token.head, token.total + 1 if token.operation == READ else 1))
         batch[1].append(token.dirty)

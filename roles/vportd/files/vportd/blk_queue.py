@@ -13,7 +13,8 @@ from vportd.virtqueue import Chain, Virtqueue
 # Words of the counters of one queue, 64 bits each, in memory shared with the engine's process
 LAST_AVAIL, USED, OUTSTANDING, READS, WRITES, FLUSHES, ERRORS, BYTES_READ, BYTES_WRITTEN, DIRTY_PAGES = range(10)
 DISCARDS, ZEROES = 10, 11
-COUNTERS_SIZE = 128  # bytes a queue
+HISTOGRAM, BUCKETS = 16, 24  # word HISTOGRAM + n counts requests that took less than 2**n us, the last all others
+COUNTERS_SIZE = 512  # bytes a queue
 
 _SIGNAL = (1).to_bytes(8, "little")
 
@@ -40,6 +41,7 @@ class Queue:
     ``used_log`` = guest physical address of the used ring for the dirty log, or None. ``broken`` = why nothing more is
     taken. ``again`` = what an earlier worker took and did not give back. ``held`` = do that, but take nothing new.
     ``patience`` = seconds to look into the empty ring, ``alone`` = no other queue of this worker had something too.
+    ``taken`` = when the requests that are being started were taken.
     """
 
     __slots__ = (
@@ -57,6 +59,7 @@ class Queue:
         "patience",
         "waiting_since",
         "alone",
+        "taken",
     )
 
     def __init__(
@@ -77,6 +80,7 @@ class Queue:
         self.patience = 0.0
         self.waiting_since = 0.0
         self.alone = True
+        self.taken = 0.0
 
     def signal(self) -> None:
         """Notify the driver."""
@@ -99,7 +103,7 @@ class Request:
     log as written.
     """
 
-    __slots__ = ("queue", "head", "dirty", "operation", "total", "missing", "left", "failed", "status")
+    __slots__ = ("queue", "head", "dirty", "operation", "total", "missing", "left", "failed", "status", "taken")
 
     def __init__(
         self, queue: Queue, head: int, dirty: Chain, operation: int, length: int, left: int, status: memoryview
@@ -113,3 +117,4 @@ class Request:
         self.left = left
         self.failed = 0  # the errno of an operation that failed, negative
         self.status = status
+        self.taken = queue.taken

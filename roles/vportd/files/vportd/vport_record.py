@@ -11,7 +11,7 @@ from typing import Any
 from vportd import extent_file, journal, state_file
 from vportd.adapter import Adapter
 from vportd.blk_config import QUEUES
-from vportd.blk_queue import COUNTERS_SIZE
+from vportd.blk_queue import BUCKETS, COUNTERS_SIZE, HISTOGRAM
 from vportd.errors import RpcError
 from vportd.front_end_state import Ring
 from vportd.lun_port import LunPort
@@ -160,6 +160,10 @@ class VportRecord:
                 name: sum(self._counter(lun, queue, 3 + word) for queue in range(QUEUES))
                 for word, name in enumerate(COUNTERS)
             },
+            "latency_us": [
+                sum(self._counter(lun, queue, HISTOGRAM + bucket) for queue in range(QUEUES))
+                for bucket in range(BUCKETS)
+            ],
         }
 
     def record(self) -> dict[str, Any]:
