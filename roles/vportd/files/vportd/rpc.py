@@ -63,9 +63,10 @@ def _fits(value: object, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def _words(kind: Any) -> str:
+def words(kind: Any) -> str:
+    """Return an annotation in the words of JSON."""
     if isinstance(kind, types.UnionType):
-        return " or ".join(_words(one) for one in typing.get_args(kind))
+        return " or ".join(words(one) for one in typing.get_args(kind))
     return "null" if kind is type(None) else _WORDS[typing.get_origin(kind) or kind]
 
 
@@ -161,7 +162,7 @@ def _parameters(signature: inspect.Signature, given: object) -> dict[str, Any]:
             if parameter.default is inspect.Parameter.empty:
                 raise RpcError("INVALID", f"parameter {name!r} is missing")
         elif not _fits(given[name], parameter.annotation):
-            raise RpcError("INVALID", f"{name} is {given[name]!r}: it must be {_words(parameter.annotation)}")
+            raise RpcError("INVALID", f"{name} is {given[name]!r}: it must be {words(parameter.annotation)}")
         elif name == "timeout" and not 0 < given[name] <= 86400:
             raise RpcError("INVALID", f"timeout is {given[name]}: it must be above 0 and at most 86400 seconds")
     return given
