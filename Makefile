@@ -18,6 +18,9 @@ ARGS ?=
 SCENARIO ?= default
 SOAK ?= 5
 
+# Seconds for each target of `make fuzz`.
+FUZZ ?= 60
+
 COLLECTION := build/collections/ansible_collections/iovlab/storage
 TYPED := $(COLLECTION)/plugins roles/vportd/files/vportd tests
 SOURCES = git ls-files -z --cached --others --exclude-standard
@@ -89,6 +92,11 @@ soak: setup ## Unit tests with longer loops, then the demo over and over on one 
 .PHONY: bench
 bench: setup ## Measure vportd against qemu-storage-daemon (QUICK=1: under 3 minutes)
 	python -m tests.bench $(if $(QUICK),--quick) $(ARGS)
+
+.PHONY: fuzz
+fuzz: setup ## Fuzz the ring and the protocol of vportd, by coverage (FUZZ=60 seconds each)
+	python -m tests.fuzz ring $(FUZZ)
+	python -m tests.fuzz protocol $(FUZZ)
 
 .PHONY: clean
 clean: ## Remove .venv, caches and logs (a lab is removed by lab-down)
