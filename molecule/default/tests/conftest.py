@@ -85,7 +85,7 @@ def guest(hv1: Host) -> Guest:
 def module() -> Callable[..., dict[str, Any]]:
     """``module(host, name, **options)`` -> result of one of the collection's modules, run by Ansible."""
 
-    def run(host: str, name: str, **options: object) -> dict[str, Any]:
+    def run(host: str, name: str, /, **options: object) -> dict[str, Any]:
         command = [
             str(Path(sys.executable).parent / "ansible"), host,
             f"--inventory={PROJECT}/molecule/inventory",
@@ -97,7 +97,7 @@ def module() -> Callable[..., dict[str, Any]]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, cwd=PROJECT)
         status, _, result = done.stdout.partition("=>")
         assert result, done.stdout + done.stderr
-        parsed: dict[str, Any] = json.loads(result)
+        parsed: dict[str, Any] = json.JSONDecoder().raw_decode(result.lstrip())[0]
         assert "Traceback" not in result, result
         return parsed | {"failed": "FAILED" in status}
 

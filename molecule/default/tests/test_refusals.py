@@ -42,7 +42,7 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
     "an extent beyond the storage": (
         "adapter_mapping",
         {"vport": "tenant1", "luns": [{"lun": 0, "vdisk": "a", "extents": [[0, "4GiB", "4MiB"]]}]},
-        "beyond",
+        "out of range",
     ),
     "a stale generation": (
         "adapter_mapping",
