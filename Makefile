@@ -58,8 +58,8 @@ provision: setup ## VFs, vdisks, mapping, vports and tenant VMs from the invento
 	ansible-playbook playbooks/provision.yml $(ARGS)
 
 .PHONY: migrate
-migrate: setup ## Migrate a tenant VM live between hypervisors
-	ansible-playbook playbooks/migrate.yml $(ARGS)
+migrate: setup ## Migrate a tenant VM live (vm=NAME to=HYPERVISOR)
+	ansible-playbook playbooks/migrate.yml $(if $(vm),-e vm=$(vm)) $(if $(to),-e to=$(to)) $(ARGS)
 
 .PHONY: test
 test: ## Everything CI runs: setup, lint, unit, molecule
