@@ -31,6 +31,15 @@ domain = libvirt.open("qemu:///system").lookupByName(sys.argv[1])
 def agent(command, **arguments):
     request = json.dumps({"execute": command, "arguments": arguments})
     return json.loads(libvirt_qemu.qemuAgentCommand(domain, request, 30, 0))["return"]
+deadline = time.monotonic() + 180  # a VM that has just been started boots first
+while True:
+    try:
+        agent("guest-ping")
+        break
+    except libvirt.libvirtError:
+        if time.monotonic() > deadline:
+            raise
+        time.sleep(1)
 pid = agent("guest-exec", path=sys.argv[2], arg=sys.argv[3:], **{"capture-output": True})["pid"]
 while not (status := agent("guest-exec-status", pid=pid))["exited"]:
     time.sleep(0.1)
