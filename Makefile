@@ -13,9 +13,9 @@ export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/build/collections
 export LC_ALL := C.UTF-8
 export PYTHONUNBUFFERED := 1
 
-# More arguments for ansible-playbook and pytest, the scenario of `make molecule`, and how much longer `make soak` loops.
+# More arguments for ansible-playbook and pytest, the scenarios of `make molecule`, and how much longer `make soak` loops.
 ARGS ?=
-SCENARIO ?= default
+SCENARIO ?= default migrate faults
 SOAK ?= 5
 
 # Seconds for each target of `make fuzz`.
@@ -23,6 +23,8 @@ FUZZ ?= 60
 
 COLLECTION := build/collections/ansible_collections/iovlab/storage
 TYPED := $(COLLECTION)/plugins roles/vportd/files/vportd tests
+# $(call given,vm to): those of the variables that are set, as extra variables.
+given = $(foreach name,$(1),$(if $($(name)),-e $(name)=$($(name))))
 SOURCES = git ls-files -z --cached --others --exclude-standard
 
 .PHONY: help
@@ -58,8 +60,24 @@ provision: setup ## VFs, vdisks, mapping, vports and tenant VMs from the invento
 	ansible-playbook playbooks/provision.yml $(ARGS)
 
 .PHONY: migrate
-migrate: setup ## Migrate a tenant VM live (vm=NAME to=HYPERVISOR)
-	ansible-playbook playbooks/migrate.yml $(if $(vm),-e vm=$(vm)) $(if $(to),-e to=$(to)) $(ARGS)
+migrate: setup ## Migrate a tenant VM (vm=NAME to=HYPERVISOR mode=direct|stay_mediated|offline)
+	ansible-playbook playbooks/migrate.yml $(call given,vm to) $(if $(mode),-e migration_mode=$(mode)) $(ARGS)
+
+.PHONY: migrate-abort
+migrate-abort: setup ## Abort a migration that is under way (vm=NAME)
+	ansible-playbook playbooks/migrate_abort.yml $(call given,vm) $(ARGS)
+
+.PHONY: recover
+recover: setup ## Bring a half-finished migration to one end (vm=NAME, lost=HYPERVISOR if one is powered off)
+	ansible-playbook playbooks/recover.yml $(call given,vm to lost) $(ARGS)
+
+.PHONY: evacuate
+evacuate: setup ## Empty a hypervisor for maintenance (host=HYPERVISOR)
+	ansible-playbook playbooks/evacuate.yml $(call given,host) $(ARGS)
+
+.PHONY: return
+return: setup ## Bring back the VMs that evacuate moved away (host=HYPERVISOR)
+	ansible-playbook playbooks/return.yml $(call given,host) $(ARGS)
 
 .PHONY: test
 test: ## Everything CI runs: setup, lint, unit, molecule
@@ -79,9 +97,8 @@ unit: setup ## Run the unit tests
 	pytest $(ARGS)
 
 .PHONY: molecule
-molecule: setup ## Run one Molecule scenario (SCENARIO=default)
-	@test -f molecule/$(SCENARIO)/molecule.yml || { echo 'molecule/$(SCENARIO)/molecule.yml is missing; see ls molecule/' >&2; exit 1; }
-	molecule test --no-command-borders -s $(SCENARIO)
+molecule: setup ## Run the Molecule scenarios on one lab (SCENARIO='default migrate faults')
+	@tools/scenarios $(SCENARIO)
 
 .PHONY: soak
 soak: setup ## Unit tests with longer loops, then the demo over and over on one lab (SOAK=5 times)

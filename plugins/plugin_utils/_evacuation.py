@@ -17,7 +17,7 @@ def evacuation_plan(
     ``vms``: ``name`` and ``memory`` (bytes). ``hosts``: by name of those that may take VMs ``free_memory`` (bytes) and
     ``free_vfs``. ``wanted``: where a VM has to go, by its name.
 
-    Returns ``ok``, ``moves`` (each ``vm``, ``source``, ``destination``, ``path``) and ``problems``. The largest VM is
+    Returns ``ok``, ``moves`` (each ``vm``, ``source``, ``to``, ``path``) and ``problems``. The largest VM is
     placed first, on the hypervisor with a free VF that has most memory left. Without a free VF anywhere it still has a
     place, on path ``pf``; without memory it has none, and that is a problem.
     """
@@ -41,5 +41,5 @@ def evacuation_plan(
         path = "vf" if free[host]["vfs"] > 0 else "pf"
         free[host]["memory"] -= memory
         free[host]["vfs"] -= path == "vf"
-        moves.append({"vm": name, "source": source, "destination": host, "path": path})
+        moves.append({"vm": name, "source": source, "to": host, "path": path})
     return {"ok": not problems, "moves": moves, "problems": problems}

@@ -137,8 +137,6 @@ def _steps(
         step(end, "start", f"start {vm} on {end}")
     elif domain["state"] not in _RUNS:
         step(end, "resume", f"let {vm} go on, on {end}")
-    if vport is None or vport["path"] != "vf" or vport["degraded"]:
-        step(end, "to_vf", f"take its path through a VF of {end}, if one is free")
     for name, host in asked.items():
         if name == end:
             continue
@@ -146,6 +144,8 @@ def _steps(
             step(name, "undefine", f"undefine {vm} on {name}")
         if host["vport"] is not None and end in active:
             step(name, "release", f"unbind and delete its vport on {name}")
+    if vport is None or vport["path"] != "vf" or vport["degraded"]:
+        step(end, "to_vf", f"take its path through a VF of {end}, if one is free")
     return steps
 
 

@@ -20,8 +20,8 @@ def test_the_largest_goes_first_and_a_free_vf_counts_more_than_memory() -> None:
     plan = evacuation_plan(vms, hosts, "hv1")
     assert plan["ok"]
     assert plan["moves"] == [
-        {"vm": "large", "source": "hv1", "destination": "hv2", "path": "vf"},
-        {"vm": "small", "source": "hv1", "destination": "hv3", "path": "pf"},
+        {"vm": "large", "source": "hv1", "to": "hv2", "path": "vf"},
+        {"vm": "small", "source": "hv1", "to": "hv3", "path": "pf"},
     ]
 
 
@@ -37,7 +37,7 @@ def test_all_that_have_no_place_are_named() -> None:
 def test_a_wish_is_kept_or_refused() -> None:
     vms = [{"name": "a", "memory": 1}]
     hosts = {name: {"free_memory": 10 * MIB, "free_vfs": 1} for name in ("hv2", "hv3")}
-    assert evacuation_plan(vms, hosts, "hv1", {"a": "hv3"})["moves"][0]["destination"] == "hv3"
+    assert evacuation_plan(vms, hosts, "hv1", {"a": "hv3"})["moves"][0]["to"] == "hv3"
     refused = evacuation_plan(vms, hosts, "hv1", {"a": "hv9"})
     assert not refused["ok"]
     assert "hv9" in refused["problems"][0]
@@ -54,6 +54,6 @@ def test_no_hypervisor_is_given_more_than_it_has(sizes: list[int], rooms: list[t
     assert len(plan["moves"]) + len(plan["problems"]) == len(vms)
     memory = {vm["name"]: vm["memory"] for vm in vms}
     for name, room in hosts.items():
-        there = [move for move in plan["moves"] if move["destination"] == name]
+        there = [move for move in plan["moves"] if move["to"] == name]
         assert sum(memory[move["vm"]] for move in there) <= room["free_memory"]
         assert sum(move["path"] == "vf" for move in there) <= room["free_vfs"]
