@@ -27,13 +27,16 @@ _PACKAGES = {"nvme": "nvme-cli", "lvs": "lvm2", "wipefs": "util-linux", "modprob
 
 @dataclass(frozen=True)
 class Host:
-    """Paths are roots: ``sysfs`` is /sys, ``dev_root`` /dev, ``proc_root`` /proc, ``lock_dir`` /run/lock."""
+    """Paths are roots: ``sysfs`` is /sys, ``dev_root`` /dev, ``proc_root`` /proc, ``lock_dir`` /run/lock, ``root`` what
+    all else is below, such as /etc and /var.
+    """
 
     sysfs: Sysfs
     dev_root: str
     proc_root: str
     lock_dir: str
     runner: Runner
+    root: str = "/"
 
     @classmethod
     def of(cls, module: Any) -> Host:

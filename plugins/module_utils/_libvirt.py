@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
-from ._errors import IovlabError, Refused, StepFailed, TimedOut
+from ._background import Background
+from ._errors import IovlabError, Refused, StepFailed
 from ._migration import RUNNING, Guest, Side
 
 CONNECT_TIMEOUT = 30.0
@@ -30,47 +31,27 @@ def load() -> ModuleType:
     return module
 
 
-def _said(exc: Exception) -> str:
+def said(exc: Exception) -> str:
+    """What libvirt gave as the reason."""
     message = getattr(exc, "get_error_message", lambda: None)()
     return message or str(exc)
-
-
-def _in_time(call: Callable[[], Any], timeout: float, late: str) -> Any:
-    """The result of ``call`` made in a thread that is left behind when it does not come back: ssh can wait for ever."""
-    outcome: list[Any] = []
-    failure: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            outcome.append(call())
-        except Exception as exc:  # noqa: BLE001 (raised again below, in the caller's thread)
-            failure.append(exc)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    if thread.is_alive():
-        raise TimedOut(late)
-    if failure:
-        raise failure[0]
-    return outcome[0]
 
 
 class Hypervisor:
     """A connection to one host's libvirt."""
 
-    def __init__(self, libvirt: ModuleType, uri: str, what: str) -> None:
+    def __init__(self, libvirt: ModuleType, uri: str, what: str, timeout: float = CONNECT_TIMEOUT) -> None:
         self._libvirt = libvirt
         self.uri = uri
         late = (
-            f"{what}: libvirt of {uri} did not answer within {CONNECT_TIMEOUT:.0f} s; "
+            f"{what}: libvirt of {uri} did not answer within {timeout:.0f} s; "
             "check that the host is up and its libvirt daemon runs"
         )
         try:
-            self.connection = _in_time(lambda: libvirt.open(_never_ask(uri)), CONNECT_TIMEOUT, late)
+            self.connection: Any = Background(lambda: libvirt.open(_never_ask(uri))).result(timeout, late)
         except libvirt.libvirtError as exc:
             raise Refused(
-                f"{what}: libvirt of {uri} cannot be reached: {_said(exc)}; check that the host is up, its libvirt "
+                f"{what}: libvirt of {uri} cannot be reached: {said(exc)}; check that the host is up, its libvirt "
                 "daemon runs and this host's root may log in"
             ) from exc
 
@@ -89,7 +70,7 @@ class Hypervisor:
         except self._libvirt.libvirtError as exc:
             if exc.get_error_code() == self._libvirt.VIR_ERR_NO_DOMAIN:
                 return None
-            raise Refused(f"name: libvirt of {self.uri} cannot look up {name}: {_said(exc)}; look at its log") from exc
+            raise Refused(f"name: libvirt of {self.uri} cannot look up {name}: {said(exc)}; look at its log") from exc
 
     def guest(self, name: str) -> Guest | None:
         domain = self.domain(name)
@@ -98,7 +79,7 @@ class Hypervisor:
         try:
             active = bool(domain.isActive())
             description = ElementTree.fromstring(domain.XMLDesc(0))
-            state = _STATES.get(domain.state()[0], "in an unknown state")
+            state = state_name(domain)
             return Guest(
                 name=name,
                 uuid=domain.UUIDString(),
@@ -107,13 +88,13 @@ class Hypervisor:
                 persistent=bool(domain.isPersistent()),
                 busy=active and domain.jobInfo()[0] != 0,
                 sockets=tuple(_vhost_user_sockets(description)),
-                host_devices=tuple(_host_devices(description)),
+                host_devices=tuple(host_devices(description)),
             )
         except self._libvirt.libvirtError as exc:
             if exc.get_error_code() == self._libvirt.VIR_ERR_NO_DOMAIN:  # it went away between two calls
                 return None
             raise Refused(
-                f"name: libvirt of {self.uri} cannot tell about {name}: {_said(exc)}; look at its log"
+                f"name: libvirt of {self.uri} cannot tell about {name}: {said(exc)}; look at its log"
             ) from exc
 
     def undefine(self, name: str) -> None:
@@ -126,7 +107,7 @@ class Hypervisor:
             )
         except self._libvirt.libvirtError as exc:
             raise StepFailed(
-                f"virtual machine {name} could not be undefined on {self.uri}: {_said(exc)}; do it with virsh "
+                f"virtual machine {name} could not be undefined on {self.uri}: {said(exc)}; do it with virsh "
                 f"undefine {name}"
             ) from exc
 
@@ -141,6 +122,10 @@ _STATES = {
     6: "crashed",
     7: "suspended by its own",
 }
+
+
+def state_name(domain: Any) -> str:
+    return _STATES.get(domain.state()[0], "in an unknown state")
 
 
 def _never_ask(uri: str) -> str:
@@ -158,7 +143,8 @@ def _vhost_user_sockets(description: ElementTree.Element) -> list[str]:
     ]
 
 
-def _host_devices(description: ElementTree.Element) -> list[str]:
+def host_devices(description: ElementTree.Element) -> list[str]:
+    """PCI addresses, or types, of what a virtual machine holds of its host."""
     found = []
     for device in description.findall("devices/hostdev"):
         address = device.find("source/address")
@@ -222,7 +208,7 @@ class Migration:
             raise StepFailed(f"{late}, and aborting it has no effect yet; {text}", runs_on=where)
         if failure:
             where, text = self._settle()
-            reason = late or f"the migration of {self._name} failed: {_said(failure[0])}"
+            reason = late or f"the migration of {self._name} failed: {said(failure[0])}"
             raise StepFailed(f"{reason}; {text}", runs_on=where)
         if not self._is(self._destination, RUNNING):
             where, text = self._settle()
@@ -306,7 +292,7 @@ class Migration:
             try:
                 self._source.domain(self._name).resume()
             except self._libvirt.libvirtError as exc:
-                return "source", f"it is on this host, but paused and could not be resumed: {_said(exc)}"
+                return "source", f"it is on this host, but paused and could not be resumed: {said(exc)}"
             return "source", "it was left paused and was resumed; it still runs on this host"
         return "source", f"it still is {here.state} on this host"
 
