@@ -2,7 +2,6 @@
 """The hypervisors of the scenario's lab, over ssh by paramiko, and ways to speak to what runs on them."""
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import testinfra
 from testinfra.host import Host
 
-PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
-LAB = PROJECT / "build" / "lab" / "molecule"
+from tests.lab.driver import PROJECT, Lab
+
 _RPC = """
 import json, socket, sys
 s = socket.socket(socket.AF_UNIX)
@@ -51,10 +49,13 @@ Guest = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
-def hypervisors() -> dict[str, Host]:
-    return {
-        name: testinfra.get_host(f"paramiko://{name}", ssh_config=str(LAB / "ssh_config")) for name in ("hv1", "hv2")
-    }
+def lab() -> Lab:
+    return Lab()
+
+
+@pytest.fixture(scope="session")
+def hypervisors(lab: Lab) -> dict[str, Host]:
+    return {name: lab.host(name) for name in ("hv1", "hv2")}
 
 
 @pytest.fixture(scope="session")

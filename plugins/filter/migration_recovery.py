@@ -23,7 +23,7 @@ options:
   _input:
     description:
       - By name of the hypervisor a dictionary of C(reachable), C(lost) (powered off for good, by the operator's word),
-        C(domain) (null, or C(state), C(active) and C(busy)) and C(vport) (null, or vportd's record).
+        C(domain) (null, or C(state), C(active) and C(job)) and C(vport) (null, or vportd's record).
     type: dict
     required: true
   vm:
@@ -49,7 +49,7 @@ EXAMPLES = r"""
       hypervisor1:
         reachable: true
         lost: false
-        domain: {state: running, active: true, busy: false}
+        domain: {state: running, active: true, job: false}
         vport: "{{ hostvars.hypervisor1.vports | first }}"
       hypervisor2:
         reachable: false

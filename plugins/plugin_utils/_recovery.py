@@ -23,7 +23,7 @@ def migration_recovery(hosts: Mapping[str, Record], vm: str, to: str | None = No
     """Steps to one end of a migration of ``vm``.
 
     ``hosts``: by hypervisor ``reachable``, ``lost`` (said to be off for good), ``domain`` (None, or ``state``,
-    ``active``, ``busy``), ``vport`` (None, or vportd's record). ``to``: where to start the VM if it runs nowhere.
+    ``active``, ``job``), ``vport`` (None, or vportd's record). ``to``: where to start the VM if it runs nowhere.
 
     Returns ``ok``, ``message``, ``end`` (hypervisor or None) and ``steps``, each with ``host``, ``verb`` and ``text``.
     The steps are in order: first whatever must not run is ended, then the VM goes on in one place, then the others are
@@ -51,7 +51,7 @@ def _plan(hosts: Mapping[str, Record], vm: str, to: str | None) -> tuple[str, li
             raise _Refused(f"{name} is said to be lost, yet it answers; leave it out of lost, or power it off first")
     if to is not None and to not in asked:
         raise _Refused(f"to: {to} cannot be asked; name a hypervisor that is up ({_and(asked) or 'there is none'})")
-    busy = [name for name, host in asked.items() if (host["domain"] or {}).get("busy")]
+    busy = [name for name, host in asked.items() if (host["domain"] or {}).get("job")]
     if busy:
         raise _Refused(f"a migration of {vm} is under way on {_and(busy)}; wait for its end, or abort it first")
     active = [name for name, host in asked.items() if (host["domain"] or {}).get("active")]

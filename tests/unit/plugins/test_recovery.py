@@ -13,8 +13,8 @@ from ansible_collections.iovlab.storage.plugins.plugin_utils._recovery import mi
 Host = dict[str, Any]
 
 
-def domain(state: str = "running", busy: bool = False) -> Host:
-    return {"state": state, "active": state != "shut off", "busy": busy}
+def domain(state: str = "running", job: bool = False) -> Host:
+    return {"state": state, "active": state != "shut off", "job": job}
 
 
 def vport(path: str = "vf", lease: str | None = None, **flags: Any) -> Host:
@@ -143,7 +143,7 @@ REFUSED: dict[str, tuple[Host, Host, str]] = {
         host(domain(), vport("pf", "held")),
         "held by hv2",
     ),
-    "a migration is under way": (host(domain(busy=True), vport()), EMPTY, "abort it first"),
+    "a migration is under way": (host(domain(job=True), vport()), EMPTY, "abort it first"),
     "it may run where nobody can ask": (GONE, host(None, vport("pf", incoming=True)), "say that it is lost"),
     "a lost one answers": (host(domain(), vport(), lost=True), EMPTY, "yet it answers"),
     "fenced here, no lease, and the other is silent": (
@@ -181,7 +181,7 @@ def test_an_unknown_place_to_start_is_refused() -> None:
 
 
 def test_of_all_mixtures_none_lets_the_vm_run_twice_or_throws_a_running_one_away() -> None:
-    domains = [None, domain(), domain("paused"), domain("shut off"), domain(busy=True)]
+    domains = [None, domain(), domain("paused"), domain("shut off"), domain(job=True)]
     flags: list[dict[str, bool]] = [{}, {"fenced": True}, {"fence_on_stop": True}, {"incoming": True}]
     vports = [None, *(vport("pf", lease, **more) for lease in (None, "held", "free") for more in flags)]
     sides = [GONE, LOST, *(host(one, other) for one in domains for other in vports)]

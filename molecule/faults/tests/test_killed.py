@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbook itself is killed at each of its steps; `recover` brings the migration to one of its two ends."""
+
+import pytest
+
+from tests.lab.driver import Lab, Run, other, play, wait_until
+
+VM = "tenant1"
+
+
+@pytest.mark.parametrize(
+    "phase",
+    ["prepare the destination", "switch to the PF", "live migration", "switch to a VF", "release the source"],
+)
+def test_killed_in_the_phase(lab: Lab, phase: str) -> None:
+    source = lab.place(VM)
+    run = Run("migrate", vm=VM, to=other(source))
+    run.wait_for(f"Phase: {phase}")
+    if phase == "live migration":
+        wait_until("migration under way", lambda: lab.job(VM, source), 120)
+    run.kill()
+    if phase == "live migration":
+        play("migrate_abort", vm=VM)
+        wait_until("end of the migration", lambda: not lab.job(VM, source), 120)
+    play("recover", vm=VM)
+    place = lab.settled(VM)
+    if phase in ("switch to a VF", "release the source"):
+        assert place == other(source)
+    elif phase != "live migration":  # there the abort and the end may race, and either end is right
+        assert place == source
+    assert "nothing is left of a migration" in play("recover", vm=VM)

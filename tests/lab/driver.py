@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lab of the scenarios: its hypervisors over ssh, its playbooks as a user runs them, and what runs where."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import testinfra
+from testinfra.host import Host
+
+PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
+HOME = PROJECT / "build" / "lab" / "molecule"
+LOGS = PROJECT / "build" / "log"
+VMS = ("tenant1", "tenant2")
+
+
+def wait_until(what: str, condition: Callable[[], Any], timeout: float, pause: float = 0.5) -> Any:
+    """The first true value of ``condition``. Fails, naming ``what``, when there is none within ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"within {timeout:g} s there was no {what}"
+        time.sleep(pause)
+    return value
+
+
+class Run:
+    """A playbook under way, in a process group of its own; its output is in build/log/<name>.log."""
+
+    def __init__(self, name: str, *arguments: str, **variables: object) -> None:
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self.name = name
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        command = [
+            "ansible-playbook", f"--inventory={PROJECT}/molecule/inventory", f"{PROJECT}/playbooks/{name}.yml",
+            f"--extra-vars={json.dumps(variables)}", *arguments,
+        ]  # fmt: skip
+        environment = os.environ | {
+            "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0",
+        }  # fmt: skip
+        self._process = subprocess.Popen(
+            command, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with open(LOGS / f"{self.name}.log", "a", encoding="utf-8") as log:
+            for line in self._process.stdout:
+                log.write(line)
+                log.flush()
+                with self._news:
+                    self.lines.append(line)
+                    self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def wait_for(self, text: str, timeout: float = 300) -> None:
+        """Return when ``text`` is in the output; fails when the playbook ends before, or is late."""
+        deadline = time.monotonic() + timeout
+        with self._news:
+            while not any(text in line for line in self.lines):
+                assert self._reader.is_alive(), f"{self.name} ended without {text!r}:\n{self.output[-3000:]}"
+                assert self._news.wait(deadline - time.monotonic()), f"{self.name} is late with {text!r}"
+
+    def kill(self) -> None:
+        """SIGKILL to all its processes on this machine."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def end(self, timeout: float = 600) -> int:
+        """Its exit code."""
+        code = self._process.wait(timeout)
+        self._reader.join(30)
+        return code
+
+
+def play(name: str, *arguments: str, **variables: object) -> str:
+    """Run a playbook that has to succeed; its output."""
+    run = Run(name, *arguments, **variables)
+    code = run.end()
+    assert code == 0, f"{name} ended with {code}:\n{run.output[-4000:]}"
+    return run.output
+
+
+def refused(name: str, *arguments: str, **variables: object) -> str:
+    """Run a playbook that has to fail, in its own words; its output."""
+    run = Run(name, *arguments, **variables)
+    code = run.end()
+    assert code != 0, f"{name} succeeded:\n{run.output[-4000:]}"
+    assert "Traceback" not in run.output, run.output
+    return re.sub(r"\s+", " ", run.output)
+
+
+class Lab:
+    """What runs where, as libvirt and vportd of each hypervisor say."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, Host] = {}
+
+    def host(self, name: str) -> Host:
+        if name not in self._hosts:
+            self._hosts[name] = testinfra.get_host(f"paramiko://{name}", ssh_config=str(HOME / "ssh_config"))
+        return self._hosts[name]
+
+    def forget(self, name: str) -> None:
+        """The connection to a hypervisor that was rebooted is of no use."""
+        host = self._hosts.pop(name, None)
+        if host is not None:
+            host.backend.client.close()
+
+    def domains(self, name: str) -> dict[str, str]:
+        """Tenant VMs that libvirt knows there, and their state."""
+        listed = self.host(name).check_output("virsh list --all --name").split()
+        return {vm: self.host(name).check_output("virsh domstate %s", vm) for vm in listed}
+
+    def vports(self, name: str) -> dict[str, dict[str, Any]]:
+        """Records of the vports there, by name."""
+        return {record["vport"]: record for record in json.loads(self.host(name).check_output("vportctl list --json"))}
+
+    def place(self, vm: str) -> str:
+        """The one hypervisor on which ``vm`` runs."""
+        running = [name for name in ("hv1", "hv2") if self.domains(name).get(vm) == "running"]
+        assert len(running) == 1, f"{vm} runs on {running}"
+        return running[0]
+
+    def settled(self, vm: str, path: str = "vf") -> str:
+        """Check that ``vm`` runs in one place, on ``path``, with its vport there alone; the place."""
+        place = self.place(vm)
+        other = "hv1" if place == "hv2" else "hv2"
+        assert vm not in self.domains(other), f"{vm} is still known to {other}"
+        assert vm not in self.vports(other), f"{other} still has its vport"
+        record = self.vports(place)[vm]
+        assert (record["path"], record["fenced"], record["fence_on_stop"]) == (path, False, False)
+        assert record["degraded"] is None
+        assert all(lun["connected"] for lun in record["luns"])
+        return place
+
+    def job(self, vm: str, name: str) -> bool:
+        """Whether a migration of ``vm`` is under way on hypervisor ``name``."""
+        return "Time elapsed" in self.host(name).run("virsh domjobinfo %s", vm).stdout
+
+
+def other(name: str) -> str:
+    return "hv1" if name == "hv2" else "hv2"
