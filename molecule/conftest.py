@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The hypervisors of the scenario's lab, over ssh by paramiko, and ways to speak to what runs on them."""
 
+import functools
 import json
 import shlex
 import subprocess
@@ -14,14 +15,6 @@ from testinfra.host import Host
 
 from tests.lab.driver import PROJECT, Lab
 
-_RPC = """
-import json, socket, sys
-s = socket.socket(socket.AF_UNIX)
-s.connect("/run/vportd/rpc.sock")
-request = {"jsonrpc": "2.0", "id": 1, "method": sys.argv[1], "params": json.loads(sys.argv[2])}
-s.sendall(json.dumps(request).encode() + b"\\n")
-print(s.makefile().readline())
-"""
 _GUEST = """
 import base64, json, sys, time
 import libvirt, libvirt_qemu
@@ -65,16 +58,9 @@ def hv1(hypervisors: dict[str, Host]) -> Host:
 
 
 @pytest.fixture(scope="session")
-def rpc(hv1: Host) -> Rpc:
+def rpc(lab: Lab) -> Rpc:
     """``rpc(method, **params)`` -> the answer's result, or its error, of hv1's vportd."""
-
-    def call(method: str, **params: object) -> Any:
-        done = hv1.run("python3 -c %s %s %s", _RPC, method, json.dumps(params))
-        assert done.rc == 0, done.stderr
-        answer = json.loads(done.stdout)
-        return answer.get("result", answer.get("error"))
-
-    return call
+    return functools.partial(lab.rpc, "hv1")
 
 
 @pytest.fixture(scope="session")

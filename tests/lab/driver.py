@@ -14,13 +14,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import testinfra
 from testinfra.host import Host
 
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 HOME = PROJECT / "build" / "lab" / "molecule"
 LOGS = PROJECT / "build" / "log"
-VMS = ("tenant1", "tenant2")
+_RPC = """
+import json, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect("/run/vportd/rpc.sock")
+request = {"jsonrpc": "2.0", "id": 1, "method": sys.argv[1], "params": json.loads(sys.argv[2])}
+s.sendall(json.dumps(request).encode() + b"\\n")
+print(s.makefile().readline())
+"""
 
 
 def wait_until(what: str, condition: Callable[[], Any], timeout: float, pause: float = 0.5) -> Any:
@@ -121,8 +129,33 @@ class Lab:
     def forget(self, name: str) -> None:
         """The connection to a hypervisor that was rebooted is of no use."""
         host = self._hosts.pop(name, None)
-        if host is not None:
+        if host is not None and "client" in vars(host.backend):
             host.backend.client.close()
+
+    def rpc(self, name: str, method: str, **params: object) -> Any:
+        """The answer's result, or its error, of vportd on hypervisor ``name``."""
+        answer = json.loads(self.host(name).check_output("python3 -c %s %s %s", _RPC, method, json.dumps(params)))
+        return answer.get("result", answer.get("error"))
+
+    def power_off(self, name: str) -> None:
+        """Pull the plug: its QEMU is killed."""
+        os.kill(int((HOME / name / "qemu.pid").read_text()), signal.SIGKILL)
+        self.forget(name)
+
+    def reboot(self, name: str) -> None:
+        """Reboot, and return when it is up again."""
+        before = self._boot(name)
+        self.host(name).run("systemctl --no-block reboot")
+        wait_until(f"reboot of {name}", lambda: self._boot(name) not in (None, before), 300, 2)
+        play("lab_up")
+
+    def _boot(self, name: str) -> str | None:
+        """Number of its boot, None while it does not answer."""
+        self.forget(name)
+        try:
+            return str(self.host(name).check_output("cat /proc/sys/kernel/random/boot_id"))
+        except (OSError, EOFError, paramiko.SSHException, AssertionError):
+            return None
 
     def domains(self, name: str) -> dict[str, str]:
         """Tenant VMs that libvirt knows there, and their state."""

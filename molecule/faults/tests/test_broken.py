@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a migration meets on its way: a dead engine, a link that is cut, a VM that writes too fast, no VF, no memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.driver import Lab, Run, other, play, refused, wait_until
+
+VM = "tenant1"
+
+
+def begin(lab: Lab, **variables: object) -> tuple[str, Run]:
+    """A migration that has come to the copying of memory; its source."""
+    source = lab.place(VM)
+    run = Run("migrate", vm=VM, to=other(source), **variables)
+    run.wait_for("Phase: live migration")
+    wait_until("migration under way", lambda: lab.job(VM, source), 120)
+    return source, run
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_the_engine_is_killed_while_memory_is_copied(lab: Lab, side: str) -> None:
+    source, run = begin(lab)
+    victim = source if side == "source" else other(source)
+    lab.host(victim).check_output("systemctl kill --signal=KILL vportd.service")
+    code = run.end()
+    play("recover", vm=VM)
+    place = lab.settled(VM)
+    assert place == (other(source) if code == 0 else source), run.output[-3000:]
+
+
+def test_the_link_between_the_hypervisors_is_cut(lab: Lab) -> None:
+    source, run = begin(lab, migration_timeout=20)
+    links = lab.host(source).check_output("ls /sys/class/net").split()
+    address = "10.77.0." + other(source)[-1]
+    link = lab.host(source).check_output("ip -o route get %s", address).split(" dev ")[1].split()[0]
+    assert link in links
+    lab.host(source).check_output("ip link set %s down", link)
+    try:
+        assert run.end() != 0
+        assert lab.place(VM) == source
+    finally:
+        lab.host(source).check_output("ip link set %s up", link)
+    assert "was not migrated" in run.output
+    wait_until("link", lambda: lab.host(source).run("ping -c 1 -W 1 %s", address).rc == 0, 60)
+    play("recover", vm=VM)
+    assert lab.settled(VM) == source
+
+
+def test_the_memory_cannot_be_copied_in_time(lab: Lab) -> None:
+    source = lab.place(VM)
+    said = refused("migrate", vm=VM, to=other(source), migration_timeout=10, migration_bandwidth=1)
+    assert "was not done within 10 s" in said
+    assert f"{VM} was not migrated, and runs on {source}" in said
+    assert lab.settled(VM) == source
+
+
+def test_an_operator_aborts_it(lab: Lab) -> None:
+    source, run = begin(lab, migration_bandwidth=1)
+    play("migrate_abort", vm=VM)
+    assert run.end() != 0
+    assert f"runs on {source}" in run.output
+    assert lab.settled(VM) == source
+
+
+@pytest.fixture
+def no_free_vf(lab: Lab) -> Iterator[str]:
+    """The destination of the next migration, all of whose VFs are bound to other vports."""
+    destination = other(lab.place(VM))
+    made: list[str] = []
+    try:
+        adapter = lab.rpc(destination, "adapter_list")[0]
+        for number, vf in enumerate(vf["vf"] for vf in adapter["vfs"] if not vf["vport"]):
+            name = f"taken{number}"
+            lab.rpc(destination, "vport_create", vport=name)
+            made.append(name)
+            extents = [[0, adapter["size"] - (number + 1) * 4096, 4096]]
+            luns = [{"lun": 0, "vdisk": name, "extents": extents}]
+            lab.rpc(destination, "mapping_set", vport=name, luns=luns)
+            lab.rpc(destination, "vport_bind", vport=name, vf=vf)
+        yield destination
+    finally:
+        for name in made:
+            lab.rpc(destination, "vport_delete", vport=name, force=True)
+
+
+def test_without_a_free_vf_it_stays_on_the_pf(lab: Lab, no_free_vf: str) -> None:
+    output = play("migrate", vm=VM, to=no_free_vf)
+    assert lab.settled(VM, path="pf") == no_free_vf
+    assert "path pf" in output
+
+
+def test_it_goes_back_to_a_vf_when_one_is_free(lab: Lab) -> None:
+    place = lab.place(VM)
+    play("recover", vm=VM)
+    assert lab.settled(VM) == place
+
+
+def test_without_memory_on_the_destination_nothing_is_begun(lab: Lab) -> None:
+    source = lab.place(VM)
+    destination = lab.host(other(source))
+    before = lab.vports(source)[VM]["history"]
+    try:
+        destination.check_output("sysctl -q vm.nr_hugepages=1000")
+        said = refused("migrate", vm=VM, to=other(source))
+    finally:
+        destination.check_output("sysctl -q vm.nr_hugepages=0")
+    assert "memory" in said
+    assert lab.settled(VM) == source
+    assert lab.vports(source)[VM]["history"] == before
+
+
+def test_offline_and_mediated(lab: Lab) -> None:
+    """The other two modes: one that ends on the PF, one that shuts the VM down."""
+    source = lab.place(VM)
+    play("migrate", vm=VM, to=other(source), migration_mode="stay_mediated")
+    assert lab.settled(VM, path="pf") == other(source)
+    play("migrate", vm=VM, to=source, migration_mode="offline")
+    assert lab.settled(VM) == source

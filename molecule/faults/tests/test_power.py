@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A hypervisor loses its power while a VM is on its way, or is emptied for maintenance and booted."""
+
+from __future__ import annotations
+
+from tests.lab.driver import Lab, Run, other, play, refused, wait_until
+
+VM = "tenant1"
+
+
+def begin(lab: Lab) -> tuple[str, Run]:
+    source = lab.place(VM)
+    run = Run("migrate", vm=VM, to=other(source))
+    run.wait_for("Phase: live migration")
+    wait_until("migration under way", lambda: lab.job(VM, source), 120)
+    return source, run
+
+
+def test_the_destination_loses_its_power(lab: Lab) -> None:
+    source, run = begin(lab)
+    lab.power_off(other(source))
+    assert run.end() != 0
+    assert lab.place(VM) == source
+    assert f"runs on {source}" in run.output
+    play("lab_up")
+    play("recover", vm=VM)
+    assert lab.settled(VM) == source
+
+
+def test_the_source_loses_its_power(lab: Lab) -> None:
+    source, run = begin(lab)
+    lab.power_off(source)
+    assert run.end() != 0
+    assert "which cannot be asked" in refused("recover", vm=VM)
+    play("recover", vm=VM, lost=source)
+    assert lab.place(VM) == other(source)
+    play("lab_up")
+    play("recover", vm=VM)
+    assert lab.settled(VM) == other(source)
+
+
+def test_a_hypervisor_is_emptied_booted_and_filled_again(lab: Lab) -> None:
+    host = "hv2"
+    here = [vm for vm in ("tenant1", "tenant2") if lab.place(vm) == host]
+    assert here, "nothing to evacuate"
+    plan = play("evacuate", "--check", host=host)
+    assert all(f"{vm} -> hv1" in plan for vm in here)
+    assert [vm for vm in here if lab.place(vm) == host] == here
+    play("evacuate", host=host)
+    assert lab.domains(host) == {}
+    lab.reboot(host)
+    assert len([vf for vf in lab.rpc(host, "adapter_list")[0]["vfs"] if vf["device"]]) == 4
+    play("return", host=host)
+    assert [vm for vm in here if lab.settled(vm) == host] == here
