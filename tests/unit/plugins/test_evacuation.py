@@ -48,11 +48,11 @@ def test_a_wish_is_kept_or_refused() -> None:
     st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3)), max_size=4),
 )
 def test_no_hypervisor_is_given_more_than_it_has(sizes: list[int], rooms: list[tuple[int, int]]) -> None:
-    vms = [{"name": f"vm{number}", "memory": size} for number, size in enumerate(sizes)]
+    vms: list[dict[str, object]] = [{"name": f"vm{n}", "memory": size} for n, size in enumerate(sizes)]
     hosts = {f"hv{number}": {"free_memory": memory, "free_vfs": vfs} for number, (memory, vfs) in enumerate(rooms)}
     plan = evacuation_plan(vms, hosts, "source")
     assert len(plan["moves"]) + len(plan["problems"]) == len(vms)
-    memory = {vm["name"]: vm["memory"] for vm in vms}
+    memory = {f"vm{number}": size for number, size in enumerate(sizes)}
     for name, room in hosts.items():
         there = [move for move in plan["moves"] if move["to"] == name]
         assert sum(memory[move["vm"]] for move in there) <= room["free_memory"]
