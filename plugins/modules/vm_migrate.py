@@ -282,7 +282,7 @@ def _abort(module: AnsibleModule, source: _libvirt.Hypervisor) -> dict[str, Any]
     planned = _migration.plan_abort(name, here)
     if planned.changed and not module.check_mode:
         source.abort(name)
-    rest = {"vports": [], "migration": {}, "runs_on": here.hostname if here.runs_it else None}
+    rest: dict[str, Any] = {"vports": [], "migration": {}, "runs_on": here.hostname if here.runs_it else None}
     return planned.report() | rest | {"notes": planned.notes}
 
 
