@@ -31,11 +31,17 @@ options:
       - C(placement), the state of the virtual machine, as libvirt calls it, by hypervisor; null where it is not known.
       - C(fio), a dictionary of C(load) and C(verify), the JSON output of the run that made the load, and of the run
         that read everything back and compared it.
+      - C(samples), the samples of the vport by hypervisor, as M(iovlab.storage.vport_info) returns them with
+        its option C(samples_since). May be missing.
+      - C(progress), as M(iovlab.storage.vm_migrate) returns it. Left out, that of C(migration) is taken.
+      - C(no_vf), why the virtual machine had to stay on the path V(pf). Without it that is an error.
     type: dict
     required: true
 seealso:
   - plugin: iovlab.storage.vm_migrate
     plugin_type: module
+  - plugin: iovlab.storage.report_picture
+    plugin_type: filter
 """
 
 EXAMPLES = r"""
@@ -60,6 +66,16 @@ _value:
       description: A sentence for each thing that is wrong or was not collected.
       type: list
       elements: str
+    notes:
+      description: A sentence for each thing that is not wrong, but not as usual.
+      type: list
+      elements: str
+    began:
+      description: When the first phase began, seconds since 1970.
+      type: float
+    duration:
+      description: Seconds from there to the end of the last phase.
+      type: float
     phases:
       description: Name, start and end (ISO 8601, UTC), duration in seconds, and the place on the time line, 0 to 1.
       type: list
@@ -84,6 +100,18 @@ _value:
     migration:
       description: Total time and downtime of libvirt, in seconds.
       type: dict
+    intervals:
+      description:
+        - What a guest waits for, apart. C(drain), C(transfer) and C(resume) of each switch, and C(pause), in which the
+          virtual machine stood still. Each has C(each), a list with C(switch), C(host) and C(seconds), and C(worst).
+      type: dict
+    samples:
+      description: Samples by hypervisor, by time. Null for what was not measured.
+      type: dict
+    progress:
+      description: The course of the live migration, by time.
+      type: list
+      elements: dict
     placement:
       description: State of the virtual machine by hypervisor.
       type: dict

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from ._background import Background
 from ._errors import IovlabError, Refused, StepFailed
-from ._migration import RUNNING, Guest, Side
+from ._migration import RUNNING, Guest, Progress, Side
 
 CONNECT_TIMEOUT = 30.0
 ABORT_TIMEOUT = 60.0
@@ -80,13 +80,15 @@ class Hypervisor:
             active = bool(domain.isActive())
             description = ElementTree.fromstring(domain.XMLDesc(0))
             state = state_name(domain)
+            busy = active and domain.jobInfo()[0] != 0
             return Guest(
                 name=name,
                 uuid=domain.UUIDString(),
                 state=state,
                 active=active,
                 persistent=bool(domain.isPersistent()),
-                busy=active and domain.jobInfo()[0] != 0,
+                busy=busy,
+                leaving=busy and self._leaving(domain),
                 sockets=tuple(_vhost_user_sockets(description)),
                 host_devices=tuple(host_devices(description)),
             )
@@ -96,6 +98,38 @@ class Hypervisor:
             raise Refused(
                 f"name: libvirt of {self.uri} cannot tell about {name}: {said(exc)}; look at its log"
             ) from exc
+
+    def _leaving(self, domain: Any) -> bool:
+        """Whether the job that the domain has now is a migration to another host."""
+        outgoing = self._libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT
+        return bool(domain.jobStats().get(self._libvirt.VIR_DOMAIN_JOB_OPERATION) == outgoing)
+
+    def abort(self, name: str) -> None:
+        """End the migration of ``name`` to another host, whoever began it, and see that it stays."""
+        domain = self.domain(name)
+        failure = ""
+        if domain is not None:
+            try:
+                domain.abortJob()
+            except self._libvirt.libvirtError as exc:
+                failure = said(exc)  # it may just have ended; what is so now counts
+        deadline = time.monotonic() + ABORT_TIMEOUT
+        while (guest := self.guest(name)) is not None and guest.leaving and not failure:
+            if time.monotonic() > deadline:
+                failure = f"it goes on {ABORT_TIMEOUT:.0f} s later"
+                break
+            time.sleep(_POLL)
+        if guest is None or not guest.active:
+            raise StepFailed(
+                f"the migration of {name} ended before it could be aborted; look on the destination, where it should "
+                "be running",
+                runs_on="unknown",
+            )
+        if guest.leaving:
+            raise StepFailed(
+                f"the migration of {name} could not be aborted: {failure}; see virsh domjobinfo {name}",
+                runs_on="unknown",
+            )
 
     def undefine(self, name: str) -> None:
         domain = self.domain(name)
@@ -169,6 +203,7 @@ class Wish:
     auto_converge: bool
     peer2peer: bool
     unsafe: bool
+    post_copy: bool
 
 
 class Migration:
@@ -181,6 +216,8 @@ class Migration:
         self._name = name
         self._wish = wish
         self.stats: dict[str, Any] = {}
+        self.progress = Progress()
+        self._post_copy = False  # the guest runs on the destination already, and needs the rest of its memory
         self.moved = 0.0  # when the job ended, by time.monotonic()
 
     def run(self) -> Mapping[str, Any]:
@@ -205,16 +242,18 @@ class Migration:
         self.moved = time.monotonic()
         if thread.is_alive():
             where, text = self._settle()
-            raise StepFailed(f"{late}, and aborting it has no effect yet; {text}", runs_on=where)
+            effect = "it goes on" if self._post_copy else "aborting it has no effect yet"
+            raise StepFailed(f"{late}, and {effect}; {text}", runs_on=where, progress=self.progress.entries)
         if failure:
             where, text = self._settle()
             reason = late or f"the migration of {self._name} failed: {said(failure[0])}"
-            raise StepFailed(f"{reason}; {text}", runs_on=where)
+            raise StepFailed(f"{reason}; {text}", runs_on=where, progress=self.progress.entries)
         if not self._is(self._destination, RUNNING):
             where, text = self._settle()
             raise StepFailed(
                 f"libvirt says that {self._name} was migrated, but it does not run on {self._destination.uri}; {text}",
                 runs_on=where,
+                progress=self.progress.entries,
             )
         self._completed()
         return self.stats
@@ -225,6 +264,7 @@ class Migration:
         flags |= lib.VIR_MIGRATE_UNDEFINE_SOURCE if domain.isPersistent() else 0
         flags |= lib.VIR_MIGRATE_AUTO_CONVERGE if wish.auto_converge else 0
         flags |= lib.VIR_MIGRATE_UNSAFE if wish.unsafe else 0
+        flags |= lib.VIR_MIGRATE_POSTCOPY if wish.post_copy else 0
         parameters: dict[str, Any] = {}
         if wish.migrate_uri:
             parameters[lib.VIR_MIGRATE_PARAM_URI] = wish.migrate_uri
@@ -243,9 +283,12 @@ class Migration:
             with suppress(self._libvirt.libvirtError):  # the job has not begun, or has ended already
                 downtime_set = downtime_set or domain.migrateSetMaxDowntime(self._wish.max_downtime) == 0
             self._sample(domain)
+            self._go_post_copy(domain)
             thread.join(_POLL)
         if not thread.is_alive():
             return ""
+        if self._post_copy:
+            return f"the migration of {self._name} was not done within {self._wish.timeout:g} s, and is past aborting"
         with suppress(self._libvirt.libvirtError):  # it ended in this very moment; the thread tells how
             domain.abortJob()
         thread.join(ABORT_TIMEOUT)
@@ -260,6 +303,14 @@ class Migration:
             return  # no job at this moment
         if stats.get("type", 0):
             self.stats = {**self.stats, **stats}
+            self.progress.note(time.time(), stats)
+
+    def _go_post_copy(self, domain: Any) -> None:
+        """After the first pass over the memory, let the guest run there and fetch what it misses."""
+        if not self._wish.post_copy or self._post_copy or self.stats.get("memory_iteration", 0) < 2:
+            return
+        with suppress(self._libvirt.libvirtError):  # it has ended already, or is not as far yet
+            self._post_copy = domain.migrateStartPostCopy() == 0
 
     def _completed(self) -> None:
         """The final numbers, downtime above all, which libvirt keeps on the destination."""
@@ -276,6 +327,12 @@ class Migration:
         except IovlabError as exc:
             return "unknown", f"the destination cannot be asked ({exc}); look by hand where {self._name} runs"
         here = self._source.guest(self._name)
+        if self._post_copy:
+            states = f"{here.state if here else 'unknown'} here, {there.state if there else 'unknown'} there"
+            return "unknown", (
+                f"it is in post-copy ({states}), and neither host has the whole of its memory until that ends; resume "
+                "and stop nothing, and if it has broken off, go on with virsh migrate --postcopy-resume"
+            )
         if there is not None and there.active:
             if here is not None and here.state == "paused" and there.state == RUNNING:
                 left = (

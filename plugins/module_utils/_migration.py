@@ -13,12 +13,18 @@ from ._errors import Refused
 from ._plan import Plan, Step
 
 RUNNING = "running"
+PROGRESS_SECONDS = 0.5
+PROGRESS_LIMIT = 600
+_PAGE = 4096
 _HERE = frozenset({"localhost", "localhost.localdomain"})
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A virtual machine as one host knows it. ``state`` is ``running``, ``paused``, ``shut off`` and so on."""
+    """A virtual machine as one host knows it. ``state`` is ``running``, ``paused``, ``shut off`` and so on.
+
+    ``busy``: libvirt does some job on it; ``leaving``: that job is a migration to another host.
+    """
 
     name: str
     uuid: str
@@ -26,6 +32,7 @@ class Guest:
     active: bool
     persistent: bool
     busy: bool
+    leaving: bool
     sockets: tuple[str, ...]
     host_devices: tuple[str, ...]
 
@@ -131,6 +138,66 @@ def plan(name: str, source: Side, destination: Side) -> Plan:
     )
 
 
+def plan_abort(name: str, source: Side) -> Plan:
+    """From a virtual machine that is being migrated away to one that stays."""
+    guest = source.guest
+    if guest is None:
+        note = f"there is no virtual machine {name} on {source.hostname}, so no migration of it to abort"
+        return Plan({"name": name}, {"name": name}, notes=(note,))
+    after = {"name": name, "migrating": False}
+    if not guest.busy:
+        return Plan(after, after)
+    if not guest.leaving:
+        raise Refused(
+            f"virtual machine {name} has a job on {source.hostname} that is no migration to another host; wait for it, "
+            f"or end it with virsh domjobabort {name}"
+        )
+    step = Step("abort", f"abort the migration of virtual machine {name} on {source.hostname}")
+    return Plan(after | {"migrating": True}, after, (step,))
+
+
+def refuse_post_copy(guest: Guest) -> None:
+    """QEMU would refuse it as well, after the preparations: the engine does not serve page faults of a back end."""
+    if guest.sockets:
+        raise Refused(
+            f"post_copy: virtual machine {guest.name} has a disk on {guest.sockets[0]}, and vportd cannot write to "
+            "memory that has not arrived yet; leave post_copy out, and use auto_converge or max_downtime if it does "
+            "not converge"
+        )
+
+
+class Progress:
+    """What libvirt told while the memory was sent: an entry each half second, and at most 600 of them.
+
+    When there are more, every second one is dropped and the others come half as often, so that the whole of a long
+    migration stays to be seen.
+    """
+
+    def __init__(self, limit: int = PROGRESS_LIMIT) -> None:
+        self._limit = limit
+        self._interval = PROGRESS_SECONDS
+        self.entries: list[dict[str, Any]] = []
+
+    def note(self, now: float, stats: Mapping[str, Any]) -> None:
+        """Statistics of a job that runs, at ``now``, seconds since 1970."""
+        if self.entries and self.entries[-1]["time"] <= now < self.entries[-1]["time"] + self._interval:
+            return
+        rate = stats.get("memory_dirty_rate")
+        self.entries.append(
+            {
+                "time": round(now, 3),
+                "iteration": stats.get("memory_iteration"),
+                "memory_remaining": stats.get("memory_remaining"),
+                "memory_transferred": stats.get("memory_processed"),
+                "dirty_rate": None if rate is None else rate * stats.get("memory_page_size", _PAGE),
+                "throttle": stats.get("auto_converge_throttle", 0),
+            }
+        )
+        if len(self.entries) > self._limit:
+            del self.entries[1:-1:2]
+            self._interval *= 2
+
+
 def vports_of(guest: Guest, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Records of the vports whose LUNs are disks of the guest."""
     by_socket = {lun["socket"]: record for record in records for lun in record["luns"]}
@@ -200,13 +267,15 @@ def _shape(record: Mapping[str, Any]) -> list[str]:
     )
 
 
-def report(stats: Mapping[str, Any], phases: Mapping[str, float]) -> dict[str, Any]:
+def report(
+    stats: Mapping[str, Any], phases: Mapping[str, float], progress: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """libvirt's job statistics in seconds and bytes; None for what libvirt did not tell."""
 
     def seconds(key: str) -> float | None:
         return stats[key] / 1000 if key in stats else None
 
-    page = stats.get("memory_page_size", 4096)
+    page = stats.get("memory_page_size", _PAGE)
     rate = stats.get("memory_dirty_rate")
     return {
         "phases": dict(phases),
@@ -217,4 +286,5 @@ def report(stats: Mapping[str, Any], phases: Mapping[str, float]) -> dict[str, A
         "memory_transferred": stats.get("memory_processed"),
         "iterations": stats.get("memory_iteration"),
         "dirty_rate": rate * page if rate is not None else None,
+        "progress": [dict(entry) for entry in progress],
     }

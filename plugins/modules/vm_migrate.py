@@ -27,8 +27,8 @@ options:
   destination:
     description:
       - libvirt URI of the other hypervisor, such as V(qemu+ssh://root@10.77.0.12/system), as this host reaches it.
+      - Required with O(state=migrated).
     type: str
-    required: true
   migrate_uri:
     description:
       - Where QEMU sends the memory to, such as V(tcp://10.77.0.12). Left out, the destination says it.
@@ -57,6 +57,14 @@ options:
       - Slow the virtual machine down if it writes faster than its memory can be sent.
     type: bool
     default: false
+  post_copy:
+    description:
+      - After the first pass over the memory let the virtual machine run on the destination, and fetch what it misses.
+      - From then on the migration cannot be aborted. If it breaks off, neither host has the whole of the memory.
+      - Refused for a virtual machine with disks on vports. A request may name memory that has not arrived yet, and
+        C(vportd) has no way to wait for it (vhost-user's protocol feature C(PAGEFAULT)).
+    type: bool
+    default: false
   unsafe:
     description:
       - Migrate even if libvirt thinks that a disk's cache mode is not safe.
@@ -78,8 +86,10 @@ options:
   state:
     description:
       - V(migrated) means running on the destination and not defined here any more.
+      - V(aborted) means that no migration of the virtual machine away from this host is under way. One that is, begun
+        by whatever process, is aborted, and the virtual machine goes on running here.
     type: str
-    choices: [migrated]
+    choices: [migrated, aborted]
     default: migrated
 extends_documentation_fragment:
   - iovlab.storage._attributes
@@ -106,6 +116,11 @@ EXAMPLES = r"""
     timeout: 120
   register: migration
 
+- name: Stop a migration that another play has begun
+  iovlab.storage.vm_migrate:
+    name: web1
+    state: aborted
+
 - name: Show how long it stood still
   ansible.builtin.debug:
     var: migration.migration.downtime
@@ -113,8 +128,11 @@ EXAMPLES = r"""
 
 RETURN = r"""
 runs_on:
-  description: Host name of the hypervisor that the virtual machine runs on.
-  returned: success
+  description:
+    - Host name of the hypervisor that the virtual machine runs on. With O(state=aborted) null when it is not on this
+      one.
+    - Of a migration that failed V(source), V(destination), V(both), V(nowhere) or V(unknown).
+  returned: success, and when a migration fails
   type: str
   sample: hypervisor2
 migration:
@@ -154,6 +172,26 @@ migration:
       description: Bytes a second that the virtual machine wrote, as last measured.
       type: int
       sample: 1048576
+    progress:
+      description:
+        - What libvirt told while it ran, one entry each half second, of a long migration fewer, and 600 at most.
+        - C(time) is in seconds since 1970, C(iteration) counts the passes over the memory, C(memory_remaining) and
+          C(memory_transferred) are bytes, C(dirty_rate) bytes a second, C(throttle) percent of the processor time
+          taken from the virtual machine by O(auto_converge).
+      type: list
+      elements: dict
+      sample:
+        - time: 1763856003.512
+          iteration: 1
+          memory_remaining: 67108864
+          memory_transferred: 201326592
+          dirty_rate: 1048576
+          throttle: 0
+progress:
+  description: As RV(migration.progress), of a migration that failed.
+  returned: when a migration fails
+  type: list
+  elements: dict
 vports:
   description: The vports whose LUNs are disks of the virtual machine, as far as it was on this host.
   returned: success
@@ -185,18 +223,20 @@ SPEC = RPC.merge(
     ArgumentSpec(
         {
             "name": {"type": "str", "required": True},
-            "destination": {"type": "str", "required": True},
+            "destination": {"type": "str"},
             "migrate_uri": {"type": "str"},
             "uri": {"type": "str", "default": "qemu:///system"},
             "timeout": {"type": "int", "default": 300},
             "max_downtime": {"type": "int", "default": 300},
             "bandwidth": {"type": "int"},
             "auto_converge": {"type": "bool", "default": False},
+            "post_copy": {"type": "bool", "default": False},
             "unsafe": {"type": "bool", "default": False},
             "mode": {"type": "str", "choices": ["direct", "peer2peer"], "default": "direct"},
             "destination_vports": {"type": "list", "elements": "dict"},
-            "state": {"type": "str", "choices": ["migrated"], "default": "migrated"},
-        }
+            "state": {"type": "str", "choices": ["migrated", "aborted"], "default": "migrated"},
+        },
+        required_if=[("state", "migrated", ("destination",))],
     ),
 )
 
@@ -209,6 +249,8 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
         if options[option] is not None and options[option] < 1:
             raise Refused(f"{option}: {options[option]} is too small; give 1 or more")
     libvirt = _load()
+    if options["state"] == "aborted":
+        return _abort(module, _libvirt.Hypervisor(libvirt, options["uri"], "uri"))
     _migration.refuse_own_address(options["destination"], "destination")
     if options["migrate_uri"]:
         _migration.refuse_own_address(options["migrate_uri"], "migrate_uri")
@@ -219,6 +261,8 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     planned = _migration.plan(name, here, there)
     migrates = any(step.verb == "migrate" for step in planned.steps)
     vports = []
+    if migrates and here.guest is not None and options["post_copy"]:
+        _migration.refuse_post_copy(here.guest)
     if migrates and here.guest is not None and here.guest.sockets:
         with Vportd(options["rpc_socket"]) as vportd:
             vports = _migration.vports_of(here.guest, vportd.vports())
@@ -232,6 +276,16 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     return result
 
 
+def _abort(module: AnsibleModule, source: _libvirt.Hypervisor) -> dict[str, Any]:
+    name = module.params["name"]
+    here = source.side(name)
+    planned = _migration.plan_abort(name, here)
+    if planned.changed and not module.check_mode:
+        source.abort(name)
+    rest: dict[str, Any] = {"vports": [], "migration": {}, "runs_on": here.hostname if here.runs_it else None}
+    return planned.report() | rest | {"notes": planned.notes}
+
+
 def _migrate(
     libvirt: Any, source: _libvirt.Hypervisor, destination: _libvirt.Hypervisor, options: dict[str, Any], started: float
 ) -> dict[str, Any]:
@@ -243,6 +297,7 @@ def _migrate(
         auto_converge=options["auto_converge"],
         peer2peer=options["mode"] == "peer2peer",
         unsafe=options["unsafe"],
+        post_copy=options["post_copy"],
     )
     checked = time.monotonic()
     migration = _libvirt.Migration(libvirt, source, destination, options["name"], wish)
@@ -252,7 +307,7 @@ def _migrate(
         "transfer": round(migration.moved - checked, 3),
         "confirm": round(time.monotonic() - migration.moved, 3),
     }
-    return _migration.report(stats, phases)
+    return _migration.report(stats, phases, migration.progress.entries)
 
 
 def _load() -> Any:

@@ -16,6 +16,10 @@ _INACTIVE = frozenset({"", "shut off", "shutoff", "shutdown", "crashed", "no sta
 _EILSEQ = 84  # fio's number for data that is not what was written
 _DIRECTIONS = ("read", "write")
 _TIMES = ("drain_seconds", "transfer_seconds", "resume_seconds", "blackout_seconds")
+_SAMPLE = (
+    "outstanding", "iops", "bytes_per_second", "errors", "latency_p50", "latency_p99", "latency_max", "dirty_pages",
+)  # fmt: skip
+_PROGRESS = ("iteration", "memory_remaining", "memory_transferred", "dirty_rate", "throttle")
 
 Record = Mapping[Any, Any]
 
@@ -23,6 +27,7 @@ Record = Mapping[Any, Any]
 def run_report(run: Any) -> dict[str, Any]:
     """The report. ``errors`` has a sentence for each thing that is wrong, ``verdict`` is ``ok`` when there is none."""
     errors: list[str] = []
+    notes: list[str] = []
     run = _record(run)
     if not run:
         errors.append("nothing was collected")
@@ -34,19 +39,25 @@ def run_report(run: Any) -> dict[str, Any]:
     vports = _record(run.get("vports"))
     before, after = _record(vports.get("before")), _record(vports.get("after"))
     switches = _switches(run.get("switches"), errors)
+    phases = _phases(run.get("phases"), errors)
+    migration = _migration(run.get("migration"), errors)
     report = {
         **names,
-        "phases": _phases(run.get("phases"), errors),
+        **_span(run.get("phases")),
+        "phases": phases,
         "paths": _paths(names, before, after, switches),
         "path_history": _history(before, after),
         "switches": switches,
         "mapping": _mapping(names, before, after, errors),
-        "migration": _migration(run.get("migration"), errors),
+        "migration": migration,
+        "intervals": _intervals(switches, migration),
         "placement": _placement(names, run.get("placement"), errors),
-        "end": _end(names, after, errors),
+        "end": _end(names, after, _text(run.get("no_vf")), errors, notes),
         "io": _io(_record(run.get("fio")), errors),
+        "samples": {str(host): _moments(one, _SAMPLE) for host, one in _record(run.get("samples")).items()},
+        "progress": _moments(run.get("progress", _record(run.get("migration")).get("progress")), _PROGRESS),
     }
-    return {**report, "errors": errors, "verdict": "failed" if errors else "ok"}
+    return {**report, "notes": notes, "errors": errors, "verdict": "failed" if errors else "ok"}
 
 
 # Input of any shape
@@ -94,7 +105,27 @@ def _and(words: Iterable[str]) -> str:
     return " and ".join(words)
 
 
+def _moments(value: Any, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Records with a time, by time: numbers from 0 on, None for what is no such number, and texts as they are."""
+    found: list[dict[str, Any]] = []
+    for one in map(_record, _list(value)):
+        if (time := _number(one.get("time"))) is None:
+            continue
+        numbers = {key: _number(one.get(key)) for key in keys}
+        texts = {key: _text(one.get(key)) for key in ("path", "state") if key in one}
+        kept = {key: number if number is not None and number >= 0 else None for key, number in numbers.items()}
+        found.append({"time": time, **texts, **kept})
+    return sorted(found, key=lambda one: float(one["time"]))
+
+
 # Phases
+
+
+def _span(value: Any) -> dict[str, float | None]:
+    """When the first phase began, seconds since 1970, and the seconds from there to the end of the last."""
+    moments = [_number(_record(one).get(key)) for one in _list(value) for key in ("start", "end")]
+    known = [moment for moment in moments if moment is not None]
+    return {"began": min(known, default=None), "duration": round(max(known) - min(known), 6) if known else None}
 
 
 def _phases(value: Any, errors: list[str]) -> list[dict[str, Any]]:
@@ -197,6 +228,30 @@ def _position(queue: Record | None) -> dict[str, int | None]:
     return {key: _count(_record(queue).get(key)) for key in ("last_avail", "used")}
 
 
+def _intervals(switches: Sequence[Record], migration: Record) -> dict[str, dict[str, Any]]:
+    """What a guest waits for, apart: drain, state transfer and resume of each switch, and the pause of the VM.
+
+    Each has ``each``, a list of ``switch`` (its number, None for the pause), ``host`` and ``seconds``, and ``worst``.
+    """
+
+    def interval(each: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"each": each, "worst": max((one["seconds"] for one in each), default=None)}
+
+    found = {}
+    for name in ("drain", "transfer", "resume"):
+        found[name] = interval(
+            [
+                {"switch": number, "host": switch["host"], "seconds": seconds}
+                for number, switch in enumerate(switches, 1)
+                if (seconds := switch[f"{name}_seconds"]) is not None and seconds >= 0
+            ]
+        )
+    pause = migration.get("downtime")
+    told = pause is not None and pause >= 0
+    found["pause"] = interval([{"switch": None, "host": None, "seconds": pause}] if told else [])
+    return found
+
+
 # vports
 
 
@@ -266,8 +321,10 @@ def _mapping(
     return {"source": digests[0], "destination": digests[1], "equal": equal}
 
 
-def _end(names: Mapping[str, str | None], after: Record, errors: list[str]) -> dict[str, Any]:
-    """The vport on the destination at the end."""
+def _end(
+    names: Mapping[str, str | None], after: Record, no_vf: str | None, errors: list[str], notes: list[str]
+) -> dict[str, Any]:
+    """The vport on the destination at the end. With ``no_vf``, why there is no VF for it, path pf is right."""
     destination = names["destination"]
     record = _record(after.get(destination))
     vport = _text(record.get("vport"))
@@ -276,10 +333,13 @@ def _end(names: Mapping[str, str | None], after: Record, errors: list[str]) -> d
         errors.append(f"there is no record of the vport on {destination} at the end")
         return end
     what = f"vport {vport} on {destination}"
-    if record.get("path") != "vf":
-        errors.append(f"{what} is on path {record.get('path')} at the end, not on path vf")
-    if not _text(record.get("vf")):
-        errors.append(f"{what} is bound to no VF")
+    if no_vf and record.get("path") == "pf" and not record.get("vf"):
+        notes.append(f"{what} stays on path pf: {no_vf}")
+    else:
+        if record.get("path") != "vf":
+            errors.append(f"{what} is on path {record.get('path')} at the end, not on path vf")
+        if not _text(record.get("vf")):
+            errors.append(f"{what} is bound to no VF")
     if record.get("state") not in (None, "RUNNING"):
         errors.append(f"{what} is {record['state']} at the end")
     if record.get("fenced"):
@@ -297,7 +357,8 @@ def _migration(value: Any, errors: list[str]) -> dict[str, float | None]:
     """libvirt's seconds."""
     migration = _record(value)
     numbers = {key: _number(migration.get(key)) for key in ("total_time", "downtime")}
-    numbers["memory_transferred"] = _number(migration.get("memory_transferred"))
+    for key in ("memory_transferred", "memory_total", "iterations"):
+        numbers[key] = _number(migration.get(key))
     if not migration:
         errors.append("there was no migration")
     else:

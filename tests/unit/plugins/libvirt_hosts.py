@@ -32,6 +32,9 @@ class Domain:
     persistent: bool = True
     devices: str = ""
     job: bool = False
+    operation: int = 5  # of the job: a migration to another host
+    passes: int = 1
+    post_copy: bool = False
     downtime_asked: int | None = None
     completed: dict[str, Any] = field(default_factory=dict)
 
@@ -72,10 +75,30 @@ class Domain:
             return self.completed
         if not self.job:
             return {"type": 0}
-        return {"type": 2, "memory_remaining": 64 << 20, "memory_dirty_rate": 256, "memory_iteration": 1}
+        return {
+            "type": 2,
+            "operation": self.operation,
+            "memory_remaining": 64 << 20,
+            "memory_processed": 192 << 20,
+            "memory_dirty_rate": 256,
+            "memory_iteration": self.passes,
+            "auto_converge_throttle": 20,
+        }
 
     def abortJob(self) -> int:
+        if not self.job:
+            raise libvirtError("Requested operation is not valid: no job is active on the domain", 55)
+        if self.post_copy:
+            raise libvirtError("Requested operation is not valid: cannot abort migration in post-copy mode", 55)
         self.host.network.aborted.set()
+        return 0
+
+    def migrateStartPostCopy(self, _flags: int = 0) -> int:
+        network = self.host.network
+        self.post_copy = True
+        self.state_now = 3
+        network.there.domains[self.name] = Domain(network.there, self.name, self.uuid)
+        network.post_copy.set()
         return 0
 
     def migrate3(self, destination: Host, parameters: dict[str, Any], flags: int) -> Domain:
@@ -90,6 +113,8 @@ class Domain:
             while not network.proceed.wait(0.005):
                 if network.aborted.is_set():
                     raise libvirtError("operation aborted: migration out job: canceled by client")
+                if network.failure == "post-copy" and network.post_copy.is_set():
+                    raise libvirtError("operation failed: job 'migration out' failed in post-copy phase")
             self.state_now = 3
             if network.failure == "paused":
                 raise libvirtError("operation failed: lost connection to destination host")
@@ -149,6 +174,7 @@ class Network:
         self.here = Host(self, "hypervisor1", "aaaaaaaa-0000-0000-0000-000000000001")
         self.there = Host(self, "hypervisor2", "aaaaaaaa-0000-0000-0000-000000000002")
         self.started, self.proceed, self.aborted = threading.Event(), threading.Event(), threading.Event()
+        self.post_copy = threading.Event()
         self.proceed.set()
         self.failure = ""
         self.unreachable = False
@@ -181,9 +207,12 @@ class _Library:
     VIR_MIGRATE_UNSAFE = 512
     VIR_MIGRATE_ABORT_ON_ERROR = 4096
     VIR_MIGRATE_AUTO_CONVERGE = 8192
+    VIR_MIGRATE_POSTCOPY = 32768
     VIR_MIGRATE_PARAM_URI = "migrate_uri"
     VIR_MIGRATE_PARAM_BANDWIDTH = "bandwidth"
     VIR_DOMAIN_JOB_STATS_COMPLETED = 1
+    VIR_DOMAIN_JOB_OPERATION = "operation"
+    VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT = 5
     VIR_DOMAIN_UNDEFINE_NVRAM = 4
     VIR_DOMAIN_UNDEFINE_MANAGED_SAVE = 1
     VIR_ERR_NO_DOMAIN = 42

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from ansible_collections.iovlab.storage.plugins.module_utils import _libvirt
+from ansible_collections.iovlab.storage.plugins.module_utils._migration import Progress
 from ansible_collections.iovlab.storage.plugins.modules import vm_migrate
 from tests.unit.plugins.libvirt_hosts import Domain, Network
 from tests.unit.plugins.machine import MIB
@@ -291,6 +294,191 @@ def test_a_migration_that_fails_says_where_the_vm_runs(
         if host.domains.get("web1") and host.domains["web1"].state_now == 1
     ]
     assert len(running) == 1
+
+
+# Progress
+
+
+def _told(network: Network, modules: Modules, seconds: float, **arguments: Any) -> dict[str, Any]:
+    """A migration whose memory is sent for ``seconds``."""
+    network.proceed.clear()
+    timer = threading.Timer(seconds, network.proceed.set)
+    timer.start()
+    result: dict[str, Any] = modules.vm_migrate(**WEB1, **arguments)
+    timer.join()
+    return result
+
+
+def test_progress_is_told_as_it_was(network: Network, modules: Modules, there: list[dict[str, Any]]) -> None:
+    entries = _told(network, modules, 1.3)["migration"]["progress"]
+    assert 2 <= len(entries) <= 3, "one each half second"
+    assert entries[0]["time"] < entries[1]["time"]
+    assert {key: value for key, value in entries[0].items() if key != "time"} == {
+        "iteration": 1,
+        "memory_remaining": 64 << 20,
+        "memory_transferred": 192 << 20,
+        "dirty_rate": 256 * 4096,
+        "throttle": 20,
+    }
+
+
+def test_the_progress_of_a_migration_that_failed_is_told_too(
+    network: Network, modules: Modules, there: list[dict[str, Any]]
+) -> None:
+    network.proceed.clear()
+    result = modules.vm_migrate(**WEB1, timeout=1)
+    assert result["failed"]
+    assert [entry["iteration"] for entry in result["progress"]][:1] == [1]
+
+
+def test_a_long_migration_keeps_its_whole_course_in_few_entries() -> None:
+    progress = Progress(limit=600)
+    seconds = 6 * 3600
+    for moment in range(2 * seconds):
+        progress.note(1000.0 + moment / 2, {"memory_iteration": moment})
+        assert len(progress.entries) <= 600
+    times = [entry["time"] for entry in progress.entries]
+    assert times[0] == 1000.0
+    assert times[-1] > 1000.0 + seconds - 120
+    assert len(times) >= 300
+    steps = [after - before for before, after in itertools.pairwise(times)]
+    assert max(steps) <= 3 * min(steps), "evenly over the whole time"
+
+
+def test_a_clock_set_back_does_not_end_the_progress() -> None:
+    progress = Progress()
+    progress.note(1000.0, {})
+    progress.note(10.0, {})
+    assert [entry["time"] for entry in progress.entries] == [1000.0, 10.0]
+
+
+# Aborting what another process began
+
+ABORT: dict[str, Any] = {"name": "web1", "state": "aborted"}
+
+
+def test_no_migration_to_abort_is_fine(network: Network, modules: Modules) -> None:
+    result = modules.settles("vm_migrate", network.fingerprint, **ABORT)
+    assert (result["changed"], result["runs_on"]) == (False, "hypervisor1")
+    assert not network.aborted.is_set()
+    assert network.opened == ["qemu:///system"] * 3, "no destination is asked"
+
+
+def test_no_vm_to_abort_a_migration_of_is_said(network: Network, modules: Modules) -> None:
+    network.here.domains.clear()
+    result = modules.vm_migrate(**ABORT)
+    assert (result["changed"], result["runs_on"]) == (False, None)
+    assert "no virtual machine web1 on hypervisor1" in str(result["warnings"])
+
+
+def test_a_migration_begun_elsewhere_is_aborted_and_the_vm_runs_on_here(network: Network, modules: Modules) -> None:
+    network.proceed.clear()
+    domain = network.here.domains["web1"]
+    failures: list[Exception] = []
+
+    def migrate() -> None:
+        try:
+            domain.migrate3(network.there, {}, 1)
+        except network.library.libvirtError as exc:
+            failures.append(exc)
+
+    other = threading.Thread(target=migrate)
+    other.start()
+    assert network.started.wait(10)
+    foretold = modules.vm_migrate(check=True, **ABORT)
+    assert foretold["changed"]
+    assert not network.aborted.is_set(), "check mode aborted it"
+    done = modules.vm_migrate(**ABORT)
+    other.join()
+    assert (done["changed"], done["runs_on"]) == (True, "hypervisor1")
+    assert done["steps"] == foretold["steps"] == ["abort the migration of virtual machine web1 on hypervisor1"]
+    assert done["diff"] == foretold["diff"]
+    assert "canceled by client" in str(failures[0])
+    assert domain.state_now == 1
+    assert not modules.vm_migrate(**ABORT)["changed"]
+
+
+def test_a_job_that_is_no_migration_is_not_aborted(network: Network, modules: Modules) -> None:
+    domain = network.here.domains["web1"]
+    domain.job, domain.operation = True, 2
+    assert "no migration to another host" in modules.refused("vm_migrate", **ABORT)
+    assert not network.aborted.is_set()
+
+
+def test_a_migration_that_cannot_be_aborted_is_said(network: Network, modules: Modules) -> None:
+    domain = network.here.domains["web1"]
+    domain.job, domain.post_copy = True, True
+    message = modules.refused("vm_migrate", **ABORT)
+    assert "cannot abort migration in post-copy mode" in message
+
+
+def test_a_migration_that_was_faster_than_its_abort_is_said(
+    network: Network, modules: Modules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain = network.here.domains["web1"]
+    domain.job = True
+
+    def too_late(self: Domain) -> int:
+        network.there.domains["web1"] = domain
+        network.here.domains.clear()
+        return 0
+
+    monkeypatch.setattr(Domain, "abortJob", too_late)
+    assert "ended before it could be aborted" in modules.refused("vm_migrate", **ABORT)
+
+
+def test_a_destination_is_needed_to_migrate(network: Network, modules: Modules) -> None:
+    result = modules.vm_migrate(name="web1")
+    assert result["failed"]
+    assert "destination" in result["msg"]
+
+
+# Post-copy
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_post_copy_is_refused_with_disks_on_vports(
+    network: Network, modules: Modules, there: list[dict[str, Any]], check: bool
+) -> None:
+    message = modules.refused("vm_migrate", check=check, **WEB1, post_copy=True)
+    assert "/run/vportd/v1/0.sock" in message
+    assert "auto_converge" in message
+    assert not network.started.is_set()
+
+
+def test_post_copy_begins_after_the_first_pass(network: Network, modules: Modules) -> None:
+    domain = network.here.domains["web1"]
+    domain.devices = ""
+    network.proceed.clear()
+    threading.Timer(0.5, setattr, (domain, "passes", 2)).start()
+    threading.Timer(1.0, network.proceed.set).start()
+    result = modules.vm_migrate(**WEB1, post_copy=True)
+    assert not result.get("failed"), result
+    assert network.asked is not None
+    assert network.asked[1] & 32768
+    assert domain.post_copy
+    assert result["migration"]["progress"][0]["iteration"] == 1
+
+
+def test_post_copy_that_breaks_off_resumes_nothing(network: Network, modules: Modules) -> None:
+    domain = network.here.domains["web1"]
+    domain.devices, domain.passes, network.failure = "", 2, "post-copy"
+    network.proceed.clear()
+    result = modules.vm_migrate(**WEB1, post_copy=True)
+    assert result["failed"]
+    assert "--postcopy-resume" in result["msg"]
+    assert domain.state_now == 3, "the source has old memory and must stay paused"
+
+
+def test_post_copy_past_the_deadline_is_not_aborted(network: Network, modules: Modules) -> None:
+    domain = network.here.domains["web1"]
+    domain.devices, domain.passes = "", 2
+    network.proceed.clear()
+    result = modules.vm_migrate(**WEB1, post_copy=True, timeout=1)
+    network.proceed.set()
+    assert result["failed"]
+    assert "past aborting, and it goes on" in result["msg"]
+    assert not network.aborted.is_set()
 
 
 def test_libvirt_missing_is_said(modules: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
