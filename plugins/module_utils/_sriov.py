@@ -42,6 +42,16 @@ class Vf:
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of an adapter: ``count`` equal VFs; None for resources = an even share of what there is."""
+
+    count: int
+    queues: int | None
+    interrupts: int | None
+    driver: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class WantedVf:
     """A VF as it should be; None for resources = leave what the controller has of its own."""
 
@@ -57,6 +67,7 @@ class Adapter:
 
     address: str
     controller: str
+    serial: str | None
     total: int
     offset: int
     stride: int
@@ -116,6 +127,7 @@ def read(host: Host, address: str) -> Adapter:
     adapter = Adapter(
         address=address,
         controller=controller,
+        serial=sysfs.read(*base, "nvme", controller, "serial"),
         total=total,
         offset=sysfs.read_int(*base, "sriov_offset") or 1,
         stride=sysfs.read_int(*base, "sriov_stride") or 1,
@@ -163,10 +175,9 @@ def physical_functions(host: Host) -> list[str]:
     ]
 
 
-def wanted(
-    adapter: Adapter, count: int, queues: int | None, interrupts: int | None, driver: str | None
-) -> tuple[WantedVf, ...]:
-    """``count`` equal VFs; Refused when the adapter cannot have them."""
+def wanted(adapter: Adapter, request: Request) -> tuple[WantedVf, ...]:
+    """The VFs that were asked for; Refused when the adapter cannot have them."""
+    count, driver = request.count, request.driver
     if count > adapter.total:
         raise Refused(
             f"count: {count} VFs are more than the {adapter.total} that adapter {adapter.address} has; ask for "
@@ -178,13 +189,19 @@ def wanted(
             "(intel_iommu=on or amd_iommu=on)"
         )
     vf = WantedVf(
-        queues=_share(adapter, "queues", "VQ", adapter.capabilities.queues, count, queues, LEAST_QUEUES),
+        queues=_share(adapter, "queues", "VQ", adapter.capabilities.queues, count, request.queues, LEAST_QUEUES),
         interrupts=_share(
-            adapter, "interrupts", "VI", adapter.capabilities.interrupts, count, interrupts, LEAST_INTERRUPTS
+            adapter, "interrupts", "VI", adapter.capabilities.interrupts, count, request.interrupts, LEAST_INTERRUPTS
         ),
         driver=driver,
     )
     return (vf,) * count
+
+
+def settled(adapter: Adapter, request: Request) -> Request:
+    """The same request with the resources that each VF gets, which may follow from what the adapter has now."""
+    first = wanted(adapter, request)[0]
+    return replace(request, queues=first.queues, interrupts=first.interrupts)
 
 
 def _share(
@@ -362,6 +379,18 @@ def disturbed(current: Adapter, planned: Plan) -> list[str]:
     cntlids = {step.args["cntlid"] for step in planned.steps if step.verb == "virt_mgmt"}
     unbound = {step.args["address"] for step in planned.steps if step.verb == "unbind"}
     return [vf.address for vf in current.vfs if vf.cntlid in cntlids or vf.address in unbound]
+
+
+def plan_for(host: Host, current: Adapter, request: Request, vports: Mapping[str, str], allow_recreate: bool) -> Plan:
+    """Steps from ``current`` to what is asked; Refused when it cannot be, or would take a VF from its user.
+
+    ``vports`` maps VF address to vport, as vportd tells it.
+    """
+    desired = wanted(current, request)
+    planned = plan(current, desired)
+    refuse_loss(host, current, planned, vports, allow_recreate or request.count == 0)
+    refuse_driver_that_cannot_load(host, current, desired)
+    return planned
 
 
 def refuse_loss(host: Host, current: Adapter, planned: Plan, vports: Mapping[str, str], may_remove: bool) -> None:

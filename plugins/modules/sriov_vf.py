@@ -51,6 +51,14 @@ options:
     type: str
     choices: [nvme, vfio-pci, none]
     default: nvme
+  persistent:
+    description:
+      - Whether the VFs come back when the host boots. With V(true), files under C(/etc/iovlab/adapters) say what there
+        is to be, and C(iovlab-adapter.service) makes it so before C(vportd) starts. With V(false) there is no file for
+        this adapter; the unit goes with the last one.
+      - The files are changed last, so they say only what has worked.
+    type: bool
+    default: false
   allow_recreate:
     description:
       - The kernel changes the number of VFs only from 0 to another number, so that another O(count) means to remove
@@ -79,6 +87,7 @@ EXAMPLES = r"""
     count: 4
     queues: 2
     interrupts: 1
+    persistent: true
 
 - name: Two VFs for user-space drivers, even if the adapter has another number of VFs now
   iovlab.storage.sriov_vf:
@@ -169,11 +178,12 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.iovlab.storage.plugins.module_utils import _sriov, _vf_report
+from ansible_collections.iovlab.storage.plugins.module_utils import _keep, _kept, _sriov, _vf_report
 from ansible_collections.iovlab.storage.plugins.module_utils._argspec import RPC, STATE, ArgumentSpec
 from ansible_collections.iovlab.storage.plugins.module_utils._errors import Refused
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
+from ansible_collections.iovlab.storage.plugins.module_utils._plan import Plan, carry_out
 from ansible_collections.iovlab.storage.plugins.module_utils._units import pci_address
 
 SPEC = STATE.merge(
@@ -185,6 +195,7 @@ SPEC = STATE.merge(
             "queues": {"type": "int"},
             "interrupts": {"type": "int"},
             "driver": {"type": "str", "choices": ["nvme", "vfio-pci", "none"], "default": "nvme"},
+            "persistent": {"type": "bool", "default": False},
             "allow_recreate": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 60},
         },
@@ -202,17 +213,32 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
         raise Refused(f"count: {options['count']} VFs cannot be; give 1 or more, or state=absent for none")
     count = options["count"] if options["state"] == "present" else 0
     driver = None if options["driver"] == "none" else options["driver"]
+    request = _sriov.Request(count, options["queues"], options["interrupts"], driver)
     with host.locked(f"sriov-{address}", options["timeout"]):
+        if count == 0 and not host.sysfs.exists("bus/pci/devices", address):
+            return _forget(module, host, address)
         adapter = _sriov.read(host, address)
-        desired = _sriov.wanted(adapter, count, options["queues"], options["interrupts"], driver)
-        planned = _sriov.plan(adapter, desired)
         vports = _vf_report.bound_vfs(options["rpc_socket"])
-        _sriov.refuse_loss(host, adapter, planned, vports, options["allow_recreate"] or count == 0)
-        _sriov.refuse_driver_that_cannot_load(host, adapter, desired)
-        if planned.changed and not module.check_mode:
-            _sriov.Changes(host, adapter, options["timeout"]).apply(planned)
-            adapter = _sriov.read(host, address)
-        return planned.report() | _vf_report.described(host, adapter, vports)
+        planned = _sriov.plan_for(host, adapter, request, vports, options["allow_recreate"])
+        kept = _kept.Kept(address, adapter.serial, _sriov.settled(adapter, request)) if count else None
+        keeping = _keep.plan(host, address, kept if options["persistent"] else None)
+        if not module.check_mode:
+            if planned.changed:
+                _sriov.Changes(host, adapter, options["timeout"]).apply(planned)
+                adapter = _sriov.read(host, address)
+            carry_out(keeping, _keep.actions(host))
+        return planned.with_parts(boot=keeping).report() | _vf_report.described(host, adapter, vports)
+
+
+def _forget(module: AnsibleModule, host: Host, address: str) -> dict[str, Any]:
+    """The adapter was taken out of the host; at most its file is left."""
+    keeping = _keep.plan(host, address, None)
+    if not module.check_mode:
+        carry_out(keeping, _keep.actions(host))
+    gone = Plan(before={"pf": address}, after={"pf": address})
+    notes = [f"there is no PCI device {address} on this host, so it has no VFs; lspci -D lists the addresses"]
+    rest = {"pf": address, "totalvfs": 0, "numvfs": 0, "vfs": [], "notes": notes}
+    return gone.with_parts(boot=keeping).report() | rest
 
 
 def main() -> None:

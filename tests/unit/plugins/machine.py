@@ -267,7 +267,7 @@ class Machine:
         self.symlink(f"{base}/iommu_group", "../../../../kernel/iommu_groups/9")
         self.show_controller(PF, "nvme0", live=True, multipath=False)
         self.lvm = VolumeGroups(self)
-        self.host = Host(KernelSysfs(self), str(self.dev), str(self.proc), str(root / "lock"), self.run)
+        self.host = Host(KernelSysfs(self), str(self.dev), str(self.proc), str(root / "lock"), self.run, str(root))
 
     @property
     def device(self) -> Path:
@@ -294,6 +294,7 @@ class Machine:
         """What the nvme driver shows for a function: a controller, and its namespace when the controller is live."""
         base = f"bus/pci/devices/{address}/nvme/{name}"
         self.write(f"{base}/state", "live" if live else "connecting")
+        self.write(f"{base}/serial", f"SERIAL-{address[5:7]}" if address == PF else "VF")
         (self.dev / name).write_text("")
         if not live:
             return
@@ -309,6 +310,18 @@ class Machine:
         if not multipath:
             with (self.dev / node).open("wb") as file:
                 file.truncate(self.size if address == PF else 4096)
+
+    def reboot(self) -> None:
+        """Files stay. The adapter forgets VFs and resources, the kernel everything."""
+        self.adapter.set_numvfs(0)
+        for controller in self.adapter.controllers.values():
+            controller.online, controller.queues, controller.interrupts = False, 0, 0
+        self.write(f"bus/pci/devices/{PF}/sriov_drivers_autoprobe", "1")
+        shutil.rmtree(self.sys / "bus/pci/drivers/vfio-pci", ignore_errors=True)
+        for process in self.proc.iterdir():
+            shutil.rmtree(process)
+        for lock in (self.root / "lock").iterdir():
+            lock.unlink()
 
     def process(self, pid: int, comm: str, cmdline: list[str], opened: list[Path] | None = None) -> None:
         base = self.proc / str(pid)
