@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from . import _kept, _nvme, _sriov
+from . import _kept, _nvme, _sriov, _sriov_apply, _sriov_plan
 from ._errors import IovlabError, Refused
 from ._host import Host, wait_until
 from ._rpc import SOCKET
@@ -50,10 +50,10 @@ def restore(host: Host, kept: _kept.Kept, rpc_socket: str, timeout: float) -> st
                 f"PF {kept.pf} has serial number {adapter.serial}, not {kept.serial}: it is another adapter; "
                 "provision this host again"
             )
-        planned = _sriov.plan_for(host, adapter, kept.vfs, bound_vfs(rpc_socket), allow_recreate=False)
+        planned = _sriov_plan.plan_for(host, adapter, kept.vfs, bound_vfs(rpc_socket), allow_recreate=False)
         if not planned.changed:
             return f"{kept.pf}: its {kept.vfs.count} VFs are as they should be"
-        _sriov.Changes(host, adapter, timeout).apply(planned)
+        _sriov_apply.Changes(host, adapter, timeout).apply(planned)
     return f"{kept.pf}: " + ", ".join(step.text for step in planned.steps)
 
 

@@ -15,7 +15,22 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from . import _boot, _errors, _host, _kept, _nvme, _plan, _rpc, _sriov, _sysfs, _users, _vf_report
+from . import (
+    _boot,
+    _errors,
+    _host,
+    _kept,
+    _nvme,
+    _plan,
+    _rpc,
+    _sriov,
+    _sriov_apply,
+    _sriov_plan,
+    _sysfs,
+    _units,
+    _users,
+    _vf_report,
+)
 from ._host import Host
 from ._plan import Plan, Step
 
@@ -23,7 +38,10 @@ PROGRAM = "/usr/local/lib/iovlab-adapter.pyz"
 UNIT = "/etc/systemd/system/iovlab-adapter.service"
 ENABLED = "/etc/systemd/system/multi-user.target.wants/iovlab-adapter.service"
 PACKAGE = "iovlab_adapter"
-PARTS = (_boot, _errors, _host, _kept, _nvme, _plan, _rpc, _sriov, _sysfs, _users, _vf_report)
+PARTS = (
+    _boot, _errors, _host, _kept, _nvme, _plan, _rpc, _sriov, _sriov_apply, _sriov_plan, _sysfs, _units, _users,
+    _vf_report,
+)  # fmt: skip
 UNIT_TEXT = f"""\
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Written by iovlab.storage.sriov_vf with persistent: true.

@@ -55,7 +55,10 @@ def load(host: Host, path: str) -> Kept | None:
         content = json.loads(text)
         if content["version"] != VERSION:
             raise ValueError(f"version {content['version']!r}")
-        return Kept(str(content["pf"]), content["serial"], Request(**content["vfs"]))
+        vfs = content["vfs"]
+        if vfs["namespaces"] is not None:
+            vfs["namespaces"] = tuple(vfs["namespaces"])
+        return Kept(str(content["pf"]), content["serial"], Request(**vfs))
     except (ValueError, KeyError, TypeError) as exc:
         raise Refused(
             f"{path} does not say which VFs there are to be ({exc}); provision this host again, or remove the file"

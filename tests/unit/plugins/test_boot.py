@@ -41,6 +41,7 @@ def kept_files(machine: Machine) -> list[str]:
 
 @pytest.mark.parametrize("driver", ["nvme", "vfio-pci", "none"])
 def test_vfs_come_back_as_they_were(machine: Machine, modules: Modules, driver: str) -> None:
+    machine.adapter.automatic.clear()
     modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=3, queues=2, driver=driver, persistent=True)
     before = shown(modules)
     machine.reboot()
@@ -56,7 +57,7 @@ def test_vfs_come_back_as_they_were(machine: Machine, modules: Modules, driver: 
 def test_an_even_share_stays_what_it_was(machine: Machine, modules: Modules) -> None:
     modules.sriov_vf(pf=PF, count=2, persistent=True)
     content = json.loads((machine.root / f"etc/iovlab/adapters/{PF}.json").read_text())
-    assert content["vfs"] == {"count": 2, "queues": 2, "interrupts": 2, "driver": "nvme"}
+    assert content["vfs"] == {"count": 2, "queues": 2, "interrupts": 2, "driver": "nvme", "namespaces": None}
 
 
 def test_the_diff_shows_the_file(machine: Machine, modules: Modules) -> None:
@@ -153,6 +154,32 @@ def test_a_failed_change_keeps_what_was_kept(machine: Machine, modules: Modules)
     machine.reboot()
     assert boot(machine) == 0
     assert len(shown(modules)) == 2
+
+
+def test_a_vf_for_a_virtual_machine_is_isolated_again(
+    machine: Machine, modules: Modules, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.adapter.automatic.clear()
+    modules.sriov_vf(pf=PF, count=1, driver="vfio-pci", persistent=True)
+    machine.reboot()
+    machine.adapter.automatic.add(1)
+    assert boot(machine) == 1
+    assert f"VF {VF0} shows namespaces [1] instead of []" in capsys.readouterr().out
+    assert shown(modules) == []
+
+
+def test_info_shows_where_an_adapter_is_not_what_it_would_be_after_a_boot(machine: Machine, modules: Modules) -> None:
+    modules.sriov_vf(pf=PF, count=2, persistent=True)
+    (adapter,) = modules.sriov_vf_info()["adapters"]
+    assert adapter["persistent"] == {
+        "count": 2, "queues": 2, "interrupts": 2, "driver": "nvme", "namespaces": None
+    }  # fmt: skip
+    assert adapter["drift"] == []
+    machine.adapter.virt_mgmt({"-c": 2, "-a": 7})
+    (adapter,) = modules.sriov_vf_info()["adapters"]
+    assert "bring controller 2 of VF 1 online" in adapter["drift"]
+    _another_adapter(machine)
+    assert "serial number SERIAL-01" in modules.sriov_vf_info()["adapters"][0]["drift"][0]
 
 
 def test_the_program_waits_for_the_controller(machine: Machine, modules: Modules) -> None:
