@@ -41,3 +41,20 @@ options:
     type: int
     default: 1
 """
+
+    # Which adapter
+    ADAPTER = r"""
+options:
+  pf:
+    description:
+      - PCI address of the physical function (PF) of the adapter, as C(lspci -D) shows it.
+    type: str
+  serial:
+    description:
+      - Serial number of the adapter, where it is to be found by that.
+    type: str
+  nqn:
+    description:
+      - NVMe Qualified Name (NQN) of the adapter's subsystem, where it is to be found by that.
+    type: str
+"""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,15 +44,37 @@ class Host:
         """The real machine, commands run by ``module.run_command``."""
 
         def run(arguments: list[str], encoding: str | None) -> tuple[int, Any, Any]:
-            path = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
-            environment = {"LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1", "PATH": path}
-            result: tuple[int, Any, Any] = module.run_command(arguments, encoding=encoding, environ_update=environment)
+            result: tuple[int, Any, Any] = module.run_command(
+                arguments, encoding=encoding, environ_update=_environment()
+            )
             return result
 
-        return cls(sysfs=Sysfs("/sys"), dev_root="/dev", proc_root="/proc", lock_dir="/run/lock", runner=run)
+        return cls._real(run)
+
+    @classmethod
+    def without_ansible(cls) -> Host:
+        """The real machine, for a program of its own."""
+
+        def run(arguments: list[str], encoding: str | None) -> tuple[int, Any, Any]:
+            done = subprocess.run(
+                arguments, capture_output=True, env=os.environ | _environment(), stdin=subprocess.DEVNULL, check=False
+            )
+            if encoding is None:
+                return done.returncode, done.stdout, done.stderr
+            return done.returncode, done.stdout.decode(encoding, "replace"), done.stderr.decode(encoding, "replace")
+
+        return cls._real(run)
+
+    @classmethod
+    def _real(cls, runner: Runner) -> Host:
+        return cls(sysfs=Sysfs("/sys"), dev_root="/dev", proc_root="/proc", lock_dir="/run/lock", runner=runner)
 
     def device(self, name: str) -> str:
         return os.path.join(self.dev_root, name)
+
+    def file(self, path: str) -> str:
+        """Where the file that is ``path`` (absolute) on the machine is for this process."""
+        return os.path.join(self.root, path.lstrip("/"))
 
     def run(self, arguments: Sequence[str], timeout: float) -> tuple[int, str, str]:
         """Run a command, killed after ``timeout`` seconds. A program that is not installed raises CommandFailed."""
@@ -106,6 +129,11 @@ class Host:
             yield
         finally:
             os.close(descriptor)
+
+
+def _environment() -> dict[str, str]:
+    path = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
+    return {"LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1", "PATH": path}
 
 
 def _try_lock(descriptor: int) -> bool:

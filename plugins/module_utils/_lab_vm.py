@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -193,6 +195,46 @@ def read(vm: LabVm) -> dict[str, Any]:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             command = file.read().decode().rstrip("\0").split("\0")
     return {"state": state, "pid": pid, "command": command}
+
+
+def vms_in(directory: str) -> list[dict[str, Any]]:
+    """The VMs whose files are in a lab's directory, as their files and processes tell."""
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+    homes = [(name, os.path.join(directory, name)) for name in names]
+    return [_found(name, home) for name, home in homes if os.path.exists(os.path.join(home, "overlay.qcow2"))]
+
+
+def _found(name: str, home: str) -> dict[str, Any]:
+    try:
+        with open(os.path.join(home, "command.json"), encoding="utf-8") as file:
+            command = json.load(file)
+    except FileNotFoundError:  # never started
+        command = []
+    except ValueError as exc:
+        raise Refused(f"{home}/command.json is cut short ({exc}); start the VM again, or remove it") from None
+    process = _option(command, "-name", "(.*)")
+    pid = None if process is None else running_pid(home, process)
+    port = _option(command, "-netdev", r"user,.*hostfwd=tcp:127\.0\.0\.1:(\d+)-:22")
+    memory, cpus = _option(command, "-m", r"(\d+)M"), _option(command, "-smp", r"(\d+)")
+    return {
+        "name": name,
+        "state": "started" if pid else "stopped",
+        "pid": pid,
+        "ssh": port and f"127.0.0.1:{port}",
+        "console": os.path.join(home, "console.log"),
+        "accelerator": _option(command, "-accel", "([a-z]+)"),
+        "memory": memory and int(memory),
+        "cpus": cpus and int(cpus),
+    }
+
+
+def _option(command: Sequence[str], option: str, pattern: str) -> str | None:
+    """What ``pattern`` finds in the first value of ``option`` that it matches."""
+    values = (value for name, value in itertools.pairwise(command) if name == option)
+    return next((match[1] for value in values if (match := re.match(pattern, value))), None)
 
 
 def plan(vm: LabVm, current: Mapping[str, Any], state: str) -> Plan:

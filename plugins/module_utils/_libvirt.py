@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
+
+from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
 
 from ._background import Background
 from ._errors import IovlabError, Refused, StepFailed
@@ -29,6 +31,18 @@ def load() -> ModuleType:
     module: ModuleType = libvirt
     module.registerErrorHandler(lambda _context, _error: None, None)  # errors come as exceptions, not on stderr as well
     return module
+
+
+def load_or_respawn(load: Callable[[], Any], binding: str) -> Any:
+    """What ``load`` returns; where this Python lacks ``binding`` the module starts again under the system's."""
+    try:
+        return load()
+    except ImportError as exc:
+        if not has_respawned():
+            interpreter = probe_interpreters_for_module(["/usr/bin/python3", "/usr/libexec/platform-python"], binding)
+            if interpreter:
+                respawn_module(interpreter)
+        raise Refused("this host has no Python binding of libvirt; install the package python3-libvirt") from exc
 
 
 def said(exc: Exception) -> str:

@@ -222,13 +222,34 @@ def capabilities(host: Host, device: str) -> Capabilities:
 
 def active_nsids(host: Host, device: str) -> list[int]:
     """NSIDs attached to ``device``, from the controller itself: the kernel may not have scanned them yet."""
-    out = host.output(["nvme", "list-ns", device, "-o", "json"], COMMAND_TIMEOUT)
+    return _numbers(host.output(["nvme", "list-ns", device, "-o", "json"], COMMAND_TIMEOUT), "nsid_list", "nsid")
+
+
+def attachments(host: Host, device: str) -> dict[int, list[int]] | None:
+    """Controller identifier -> NSIDs attached to it, as the primary controller ``device`` tells.
+
+    None where it cannot tell: both lists are of Namespace Management, which an adapter need not have.
+    """
+    found: dict[int, list[int]] = {}
     try:
-        reply = json.loads(out)
-        entries: Iterable[Any] = _first(reply, "nsid_list", "nsids") if isinstance(reply, dict) else reply
-        return [_number(_first(entry, "nsid") if isinstance(entry, dict) else entry) for entry in entries]
+        allocated = host.output(["nvme", "list-ns", device, "-a", "-o", "json"], COMMAND_TIMEOUT)
+        for nsid in _numbers(allocated, "nsid_list", "nsid"):
+            listed = host.output(["nvme", "list-ctrl", device, "-n", str(nsid), "-o", "json"], COMMAND_TIMEOUT)
+            for cntlid in _numbers(listed, "ctrl_list", "ctrl_id"):
+                found.setdefault(cntlid, []).append(nsid)
+    except CommandFailed:
+        return None
+    return found
+
+
+def _numbers(text: str, array: str, key: str) -> list[int]:
+    """The numbers of a list in nvme-cli's JSON, or in its plain lines (``[   0]:0x1``) where it knows no JSON."""
+    try:
+        reply = json.loads(text)
+        entries: Iterable[Any] = _first(reply, array) if isinstance(reply, dict) else reply
+        return [_number(_first(entry, key) if isinstance(entry, dict) else entry) for entry in entries]
     except (ValueError, TypeError):
-        return [int(number, 16) for number in re.findall(r"\]\s*:\s*(0x[0-9a-fA-F]+)", out)]
+        return [int(number, 16) for number in re.findall(r"\]\s*:\s*(0x[0-9a-fA-F]+)", text)]
 
 
 def _first(mapping: Any, *keys: str) -> Any:

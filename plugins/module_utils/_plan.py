@@ -34,6 +34,15 @@ class Plan:
     def changed(self) -> bool:
         return bool(self.steps)
 
+    def with_parts(self, **parts: Plan) -> Plan:
+        """This plan and then the others, each of which is shown under its name."""
+        return Plan(
+            before=dict(self.before) | {name: part.before for name, part in parts.items()},
+            after=dict(self.after) | {name: part.after for name, part in parts.items()},
+            steps=self.steps + tuple(step for part in parts.values() for step in part.steps),
+            notes=self.notes + tuple(note for part in parts.values() for note in part.notes),
+        )
+
     def report(self) -> dict[str, Any]:
         """The part of a module's result that every module has: changed, diff and the steps as sentences."""
         return {

@@ -8,10 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from . import _nvme
-from ._errors import VportdDown
+from ._errors import Refused, VportdDown
 from ._host import Host
+from ._kept import Kept
+from ._nvme import Resources
 from ._rpc import Vportd
 from ._sriov import Adapter
+from ._sriov_plan import plan, wanted
 from ._users import users_of
 
 
@@ -35,4 +38,38 @@ def described(host: Host, adapter: Adapter, vports: Mapping[str, str]) -> dict[s
         }
         for vf in adapter.vfs
     ]
-    return {"pf": adapter.address, "totalvfs": adapter.total, "numvfs": adapter.count, "vfs": vfs}
+    return {
+        "pf": adapter.address,
+        "serial": adapter.serial,
+        "nqn": adapter.nqn,
+        "totalvfs": adapter.total,
+        "numvfs": adapter.count,
+        "vfs": vfs,
+    }
+
+
+def resources(adapter: Adapter) -> dict[str, Any]:
+    """The flexible resources: how many there are for VFs, how many one can get, how many are not assigned."""
+
+    def described(kind: str, what: Resources) -> dict[str, int]:
+        assigned = sum(getattr(entry, kind) for entry in adapter.secondaries)
+        return {
+            "total": what.for_secondaries,
+            "most": what.most or what.total,
+            "free": max(what.for_secondaries - assigned, 0),
+        }
+
+    flexible = adapter.capabilities
+    return {"queues": described("queues", flexible.queues), "interrupts": described("interrupts", flexible.interrupts)}
+
+
+def drift(adapter: Adapter, kept: Kept | None) -> list[str]:
+    """What would have to be done for the adapter to be as its file says, a sentence each."""
+    if kept is None:
+        return []
+    if kept.serial != adapter.serial:
+        return [f"provision this host again: the file is of the adapter with serial number {kept.serial}"]
+    try:
+        return [step.text for step in plan(adapter, wanted(adapter, kept.vfs)).steps]
+    except Refused as exc:
+        return [str(exc)]

@@ -146,17 +146,15 @@ steps:
 """
 
 import shlex
-from types import ModuleType
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
 
 from ansible_collections.iovlab.storage.plugins.module_utils import _guest_agent
 from ansible_collections.iovlab.storage.plugins.module_utils._argspec import ArgumentSpec
 from ansible_collections.iovlab.storage.plugins.module_utils._errors import IovlabError, Refused, StepFailed
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
-from ansible_collections.iovlab.storage.plugins.module_utils._libvirt import Hypervisor
+from ansible_collections.iovlab.storage.plugins.module_utils._libvirt import Hypervisor, load_or_respawn
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
 
 SPEC = ArgumentSpec(
@@ -177,7 +175,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     options = module.params
     _refuse(options)
     name, argv, pid = options["name"], options["argv"], options["pid"]
-    libvirt, qemu = _load()
+    libvirt, qemu = load_or_respawn(_guest_agent.load, "libvirt_qemu")
     agent = _guest_agent.Agent(libvirt, qemu, Hypervisor(libvirt, options["uri"], "uri"), name)
     started = argv is not None
     steps = [f"run {shlex.join(argv)} in virtual machine {name}"] if started else []
@@ -231,19 +229,6 @@ def _refuse(options: dict[str, Any]) -> None:
         raise Refused(f"stdin: {len(stdin.encode())} bytes are above the {limit} MiB that libvirt passes on; give less")
     if not options["timeout"] > 0:
         raise Refused(f"timeout: {options['timeout']:g} is too small; give seconds above 0")
-
-
-def _load() -> tuple[ModuleType, ModuleType]:
-    """libvirt's bindings, in the system's Python if this one has none."""
-    try:
-        return _guest_agent.load()
-    except ImportError as exc:
-        if not has_respawned():
-            candidates = ["/usr/bin/python3", "/usr/libexec/platform-python"]
-            interpreter = probe_interpreters_for_module(candidates, "libvirt_qemu")
-            if interpreter:
-                respawn_module(interpreter)
-        raise Refused("this host has no Python binding of libvirt; install the package python3-libvirt") from exc
 
 
 def main() -> None:

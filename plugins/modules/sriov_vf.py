@@ -13,15 +13,11 @@ description:
   - Makes an NVMe adapter have a number of virtual functions (VFs), each with its queue and interrupt resources, its
     controller online, and bound to a driver.
   - Only what differs is touched. A VF that is in use is never taken away; the module refuses and names its user.
+  - The adapter is named by O(pf), O(serial) or O(nqn); one of them is required.
   - When a step fails, the module goes back to the count, resources and drivers of before, or says what is left.
 author:
   - iovlab.storage contributors (@iovlab)
 options:
-  pf:
-    description:
-      - PCI address of the physical function (PF) of the adapter, as C(lspci -D) shows it.
-    type: str
-    required: true
   state:
     description:
       - V(present) makes the adapter have O(count) VFs.
@@ -51,6 +47,24 @@ options:
     type: str
     choices: [nvme, vfio-pci, none]
     default: nvme
+  namespaces:
+    description:
+      - The namespaces that each VF shows. They are attached and detached through the PF, then checked by enabling the
+        VF's controller once, as its user will; if it shows another namespace then, the module fails.
+      - Left out with O(driver=vfio-pci), the VFs show none. Adapters attach shared namespaces to every VF, and that
+        of the pool is one, so a virtual machine with such a VF would have everybody's data. Name the pool's
+        namespace here only for a program that is trusted with the whole pool.
+      - Left out with another driver, the VFs show what the adapter attaches.
+    type: list
+    elements: int
+  persistent:
+    description:
+      - Whether the VFs come back when the host boots. With V(true), files under C(/etc/iovlab/adapters) say what there
+        is to be, and C(iovlab-adapter.service) makes it so before C(vportd) starts. With V(false) there is no file for
+        this adapter; the unit goes with the last one.
+      - The files are changed last, so they say only what has worked.
+    type: bool
+    default: false
   allow_recreate:
     description:
       - The kernel changes the number of VFs only from 0 to another number, so that another O(count) means to remove
@@ -65,6 +79,7 @@ options:
     default: 60
 extends_documentation_fragment:
   - iovlab.storage._attributes
+  - iovlab.storage._options.adapter
   - iovlab.storage._options.rpc
 requirements:
   - nvme-cli
@@ -79,11 +94,13 @@ EXAMPLES = r"""
     count: 4
     queues: 2
     interrupts: 1
+    persistent: true
 
-- name: Two VFs for user-space drivers, even if the adapter has another number of VFs now
+- name: Two VFs for virtual machines, each with namespace 2 alone, even if there is another number of VFs now
   iovlab.storage.sriov_vf:
-    pf: "0000:01:00.0"
+    serial: A1B2C3
     count: 2
+    namespaces: [2]
     driver: vfio-pci
     allow_recreate: true
 
@@ -99,6 +116,16 @@ pf:
   returned: success
   type: str
   sample: "0000:01:00.0"
+serial:
+  description: The adapter's serial number.
+  returned: success
+  type: str
+  sample: A1B2C3
+nqn:
+  description: NQN of the adapter's subsystem.
+  returned: success
+  type: str
+  sample: nqn.2014-08.org.nvmexpress:uuid:7f6d
 totalvfs:
   description: The most VFs that the adapter can have.
   returned: success
@@ -143,6 +170,11 @@ vfs:
       description: The driver, if any.
       type: str
       sample: nvme
+    attached:
+      description: Namespaces attached to the controller, as the adapter tells; null where it has no such command.
+      type: list
+      elements: int
+      sample: [1]
     controller:
       description: The kernel's name of the controller, if it drives it.
       type: str
@@ -169,50 +201,76 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.iovlab.storage.plugins.module_utils import _sriov, _vf_report
-from ansible_collections.iovlab.storage.plugins.module_utils._argspec import RPC, STATE, ArgumentSpec
+from ansible_collections.iovlab.storage.plugins.module_utils import (
+    _keep,
+    _kept,
+    _sriov,
+    _sriov_apply,
+    _sriov_plan,
+    _vf_report,
+)
+from ansible_collections.iovlab.storage.plugins.module_utils._argspec import ADAPTER, RPC, STATE, ArgumentSpec
 from ansible_collections.iovlab.storage.plugins.module_utils._errors import Refused
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
-from ansible_collections.iovlab.storage.plugins.module_utils._units import pci_address
+from ansible_collections.iovlab.storage.plugins.module_utils._plan import Plan, carry_out
 
 SPEC = STATE.merge(
+    ADAPTER,
     RPC,
     ArgumentSpec(
         {
-            "pf": {"type": "str", "required": True},
             "count": {"type": "int"},
             "queues": {"type": "int"},
             "interrupts": {"type": "int"},
             "driver": {"type": "str", "choices": ["nvme", "vfio-pci", "none"], "default": "nvme"},
+            "namespaces": {"type": "list", "elements": "int"},
+            "persistent": {"type": "bool", "default": False},
             "allow_recreate": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 60},
         },
         required_if=[("state", "present", ["count"])],
+        required_one_of=[("pf", "serial", "nqn")],
     ),
 )
 
 
 def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     options = module.params
-    address = pci_address(options["pf"], "pf")
     if options["timeout"] < 1:
         raise Refused(f"timeout: {options['timeout']} is too short; give at least 1 second")
     if options["state"] == "present" and options["count"] < 1:
         raise Refused(f"count: {options['count']} VFs cannot be; give 1 or more, or state=absent for none")
     count = options["count"] if options["state"] == "present" else 0
     driver = None if options["driver"] == "none" else options["driver"]
+    namespaces = None if options["namespaces"] is None else tuple(sorted(set(options["namespaces"])))
+    request = _sriov.Request(count, options["queues"], options["interrupts"], driver, namespaces)
+    address = _sriov.choose(host, options["pf"], options["serial"], options["nqn"])
     with host.locked(f"sriov-{address}", options["timeout"]):
+        if count == 0 and not host.sysfs.exists("bus/pci/devices", address):
+            return _forget(module, host, address)
         adapter = _sriov.read(host, address)
-        desired = _sriov.wanted(adapter, count, options["queues"], options["interrupts"], driver)
-        planned = _sriov.plan(adapter, desired)
         vports = _vf_report.bound_vfs(options["rpc_socket"])
-        _sriov.refuse_loss(host, adapter, planned, vports, options["allow_recreate"] or count == 0)
-        _sriov.refuse_driver_that_cannot_load(host, adapter, desired)
-        if planned.changed and not module.check_mode:
-            _sriov.Changes(host, adapter, options["timeout"]).apply(planned)
-            adapter = _sriov.read(host, address)
-        return planned.report() | _vf_report.described(host, adapter, vports)
+        planned = _sriov_plan.plan_for(host, adapter, request, vports, options["allow_recreate"])
+        kept = _kept.Kept(address, adapter.serial, _sriov_plan.settled(adapter, request)) if count else None
+        keeping = _keep.plan(host, address, kept if options["persistent"] else None)
+        if not module.check_mode:
+            if planned.changed:
+                _sriov_apply.Changes(host, adapter, options["timeout"]).apply(planned)
+                adapter = _sriov.read(host, address)
+            carry_out(keeping, _keep.actions(host))
+        return planned.with_parts(boot=keeping).report() | _vf_report.described(host, adapter, vports)
+
+
+def _forget(module: AnsibleModule, host: Host, address: str) -> dict[str, Any]:
+    """The adapter was taken out of the host; at most its file is left."""
+    keeping = _keep.plan(host, address, None)
+    if not module.check_mode:
+        carry_out(keeping, _keep.actions(host))
+    gone = Plan(before={"pf": address}, after={"pf": address})
+    notes = [f"there is no PCI device {address} on this host, so it has no VFs; lspci -D lists the addresses"]
+    rest = {"pf": address, "serial": None, "nqn": None, "totalvfs": 0, "numvfs": 0, "vfs": [], "notes": notes}
+    return gone.with_parts(boot=keeping).report() | rest
 
 
 def main() -> None:

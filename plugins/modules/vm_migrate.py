@@ -210,7 +210,6 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
 
 from ansible_collections.iovlab.storage.plugins.module_utils import _libvirt, _migration
 from ansible_collections.iovlab.storage.plugins.module_utils._argspec import RPC, ArgumentSpec
@@ -248,7 +247,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     for option in ("timeout", "max_downtime", "bandwidth"):
         if options[option] is not None and options[option] < 1:
             raise Refused(f"{option}: {options[option]} is too small; give 1 or more")
-    libvirt = _load()
+    libvirt = _libvirt.load_or_respawn(_libvirt.load, "libvirt")
     if options["state"] == "aborted":
         return _abort(module, _libvirt.Hypervisor(libvirt, options["uri"], "uri"))
     _migration.refuse_own_address(options["destination"], "destination")
@@ -308,18 +307,6 @@ def _migrate(
         "confirm": round(time.monotonic() - migration.moved, 3),
     }
     return _migration.report(stats, phases, migration.progress.entries)
-
-
-def _load() -> Any:
-    """libvirt's binding, in the system's Python if this one has none."""
-    try:
-        return _libvirt.load()
-    except ImportError as exc:
-        if not has_respawned():
-            interpreter = probe_interpreters_for_module(["/usr/bin/python3", "/usr/libexec/platform-python"], "libvirt")
-            if interpreter:
-                respawn_module(interpreter)
-        raise Refused("this host has no Python binding of libvirt; install the package python3-libvirt") from exc
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 
 import io
 import itertools
+import json
 import os
 import shutil
 import socket
@@ -162,6 +163,41 @@ def test_only_the_vms_own_qemu_is_taken_for_it(tmp_path: Path) -> None:
             assert _lab_vm.read(vm)["state"] == "started"
         finally:
             own.kill()
+
+
+def test_info_tells_the_vms_of_a_lab_and_how_to_reach_them(tmp_path: Path) -> None:
+    assert _lab_vm.vms_in(str(tmp_path / "nix")) == []
+    vm, never_started = make_vm(tmp_path), make_vm(tmp_path, name="hv2")
+    for one in (vm, never_started):
+        os.makedirs(one.home)
+        Path(one.path("overlay.qcow2")).touch()
+    (tmp_path / "links").mkdir()
+    Path(vm.path("command.json")).write_text(json.dumps(vm.command()))
+    known = {"ssh": "127.0.0.1:22999", "accelerator": "tcg", "memory": 512, "cpus": 1, "pid": None, "state": "stopped"}
+    unknown = dict.fromkeys(("ssh", "accelerator", "memory", "cpus", "pid")) | {"state": "stopped"}
+    assert _lab_vm.vms_in(str(tmp_path)) == [
+        {"name": "hv1", "console": vm.path("console.log"), **known},
+        {"name": "hv2", "console": never_started.path("console.log"), **unknown},
+    ]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(["sh", "-c", "echo; read line", vm.process_name], **pipes) as own:
+        try:
+            assert own.stdout is not None
+            own.stdout.readline()
+            Path(vm.path("qemu.pid")).write_text(str(own.pid))
+            (running, _) = _lab_vm.vms_in(str(tmp_path))
+        finally:
+            own.kill()
+    assert (running["state"], running["pid"]) == ("started", own.pid)
+
+
+def test_info_refuses_a_record_that_was_cut_short(tmp_path: Path) -> None:
+    vm = make_vm(tmp_path)
+    os.makedirs(vm.home)
+    Path(vm.path("overlay.qcow2")).touch()
+    Path(vm.path("command.json")).write_text('["qemu",')
+    with pytest.raises(Refused, match=r"command\.json is cut short"):
+        _lab_vm.vms_in(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,10 @@ class Adapter:
     broken_probe: set[str] = field(default_factory=set)  # VFs that no driver takes
     multipath: bool = False
     numvfs: int = 0
+    attached: set[tuple[int, int]] = field(default_factory=set)  # (controller, namespace)
+    automatic: set[int] = field(default_factory=lambda: {1})  # namespaces attached to any controller that is enabled
+    namespaces: set[int] = field(default_factory=lambda: {1})
+    manages_namespaces: bool = True
     stuck: bool = False  # a write to sriov_numvfs never comes back
 
     def __post_init__(self) -> None:
@@ -80,6 +84,8 @@ class Adapter:
                 self.unbind(self.address(index))
             shutil.rmtree(self.machine.sys / "bus/pci/devices" / self.address(index))
             (self.machine.sys / "bus/pci/devices" / PF / f"virtfn{index}").unlink()
+        if count == 0:
+            self.attached.clear()
         self.numvfs = count
         self.machine.write(f"bus/pci/devices/{PF}/sriov_numvfs", str(count))
         if self.late_links:
@@ -111,8 +117,11 @@ class Adapter:
         base = f"bus/pci/devices/{address}"
         self.machine.symlink(f"{base}/driver", f"../../../../bus/pci/drivers/{driver}")
         if driver == "nvme":
+            online = self.controller_of(address).online
+            if online:  # the driver enables it
+                self.attached |= {(self.controller_of(address).cntlid, nsid) for nsid in self.automatic}
             self.machine.show_controller(
-                address, f"nvme{next(self._names)}", self.controller_of(address).online, self.multipath
+                address, f"nvme{next(self._names)}", online, self.multipath, self.attached_to(address)
             )
 
     def unbind(self, address: str) -> None:
@@ -125,16 +134,53 @@ class Adapter:
 
     # What the firmware answers
 
-    def nvme(self, command: str, options: dict[str, str]) -> tuple[int, str | bytes, str]:
+    def nvme(self, command: str, device: str, options: dict[str, str]) -> tuple[int, str | bytes, str]:
         if command == "virt-mgmt":
-            return self.virt_mgmt({key: int(value) for key, value in options.items()})
+            return self.virt_mgmt({key: int(value) for key, value in options.items() if key != "all"})
         if command == "list-secondary":
             return 0, self.list_secondary(int(options["-c"]), options["-o"]), ""
         if command == "primary-ctrl-caps":
             return 0, self.capabilities(options["-o"]), ""
+        if command == "list-ns" and options["all"] == "False":
+            return 0, json.dumps({"nsid_list": [{"nsid": nsid} for nsid in self.seen_by(device)]}), ""
+        if not self.manages_namespaces:
+            return 1, "", "NVMe status: Invalid Field in Command: A reserved coded value (0x4002)"
         if command == "list-ns":
-            return 0, json.dumps({"nsid_list": [{"nsid": 1}]}), ""
+            return 0, json.dumps({"nsid_list": [{"nsid": nsid} for nsid in sorted(self.namespaces)]}), ""
+        if command == "list-ctrl":
+            listed = sorted(cntlid for cntlid, nsid in self.attached | {(0, 1)} if nsid == int(options["-n"]))
+            return 0, json.dumps({"num_ctrl": len(listed), "ctrl_list": [{"ctrl_id": one} for one in listed]}), ""
+        if command in ("detach-ns", "attach-ns"):
+            return self.attach(int(options["-c"]), int(options["-n"]), command == "attach-ns")
         return 1, "", f"ERROR: Invalid sub-command '{command}'"
+
+    def attach(self, cntlid: int, nsid: int, attach: bool) -> tuple[int, str, str]:
+        there = (cntlid, nsid) in self.attached
+        if cntlid not in self.controllers or there == attach or nsid not in self.namespaces:
+            return 1, "", "NVMe status: Namespace Already Attached or Not Attached: (0x4118)"
+        (self.attached.add if attach else self.attached.discard)((cntlid, nsid))
+        return 0, "success", ""
+
+    def seen_by(self, device: str) -> list[int]:
+        """Namespaces that the controller with this name has."""
+        (address,) = [path.parts[-3] for path in self.machine.sys.glob(f"bus/pci/devices/*/nvme/{device}")]
+        return [1] if address == PF else self.attached_to(address)
+
+    def attached_to(self, address: str) -> list[int]:
+        cntlid = self.controller_of(address).cntlid
+        return sorted(nsid for one, nsid in self.attached if one == cntlid)
+
+    def reset_pf(self) -> None:
+        """What a reset of the PF's controller does: every VF offline, without resources, its namespaces gone."""
+        for controller in self.controllers.values():
+            controller.online, controller.queues, controller.interrupts = False, 0, 0
+        self.attached.clear()
+        for index in range(self.numvfs):
+            for state in (self.machine.sys / "bus/pci/devices" / self.address(index)).glob("nvme/nvme*/state"):
+                state.write_text("dead\n")
+                for space in state.parent.glob("nvme*n*"):
+                    shutil.rmtree(space)
+                    (self.machine.dev / space.name).unlink()
 
     def virt_mgmt(self, options: dict[str, int]) -> tuple[int, str, str]:
         controller = self.controllers.get(options["-c"])
@@ -265,9 +311,9 @@ class Machine:
             self.write(f"{base}/{name}", value)
         self.symlink(f"{base}/driver", "../../../../bus/pci/drivers/nvme")
         self.symlink(f"{base}/iommu_group", "../../../../kernel/iommu_groups/9")
-        self.show_controller(PF, "nvme0", live=True, multipath=False)
+        self.show_controller(PF, "nvme0", live=True, multipath=False, nsids=[1])
         self.lvm = VolumeGroups(self)
-        self.host = Host(KernelSysfs(self), str(self.dev), str(self.proc), str(root / "lock"), self.run)
+        self.host = Host(KernelSysfs(self), str(self.dev), str(self.proc), str(root / "lock"), self.run, str(root))
 
     @property
     def device(self) -> Path:
@@ -290,25 +336,38 @@ class Machine:
         link = self.sys / path
         return os.path.basename(os.readlink(link)) if link.is_symlink() else None
 
-    def show_controller(self, address: str, name: str, live: bool, multipath: bool) -> None:
+    def show_controller(self, address: str, name: str, live: bool, multipath: bool, nsids: list[int]) -> None:
         """What the nvme driver shows for a function: a controller, and its namespace when the controller is live."""
         base = f"bus/pci/devices/{address}/nvme/{name}"
         self.write(f"{base}/state", "live" if live else "connecting")
+        self.write(f"{base}/serial", "SERIAL-" + address[5:7])
+        self.write(f"{base}/subsysnqn", "nqn.2019-08.org.example:" + address[5:7])
         (self.dev / name).write_text("")
-        if not live:
-            return
-        node = f"{name[:5]}c1n1" if multipath else f"{name}n1"
-        for key, value in {
-            "nsid": "1",
-            "size": str(self.size // 512),
-            "wwid": IDENTITY,
-            "dev": f"259:{name[4:]}",
-        }.items():
-            self.write(f"{base}/{node}/{key}", value)
-        (self.sys / base / node / "holders").mkdir()
-        if not multipath:
-            with (self.dev / node).open("wb") as file:
-                file.truncate(self.size if address == PF else 4096)
+        for nsid in nsids if live else []:
+            node = f"{name[:5]}c1n{nsid}" if multipath else f"{name}n{nsid}"
+            for key, value in {
+                "nsid": str(nsid),
+                "size": str(self.size // 512),
+                "wwid": IDENTITY,
+                "dev": f"259:{name[4:]}",
+            }.items():
+                self.write(f"{base}/{node}/{key}", value)
+            (self.sys / base / node / "holders").mkdir()
+            if not multipath:
+                with (self.dev / node).open("wb") as file:
+                    file.truncate(self.size if address == PF else 4096)
+
+    def reboot(self) -> None:
+        """Files stay. The adapter forgets VFs and resources, the kernel everything."""
+        self.adapter.set_numvfs(0)
+        for controller in self.adapter.controllers.values():
+            controller.online, controller.queues, controller.interrupts = False, 0, 0
+        self.write(f"bus/pci/devices/{PF}/sriov_drivers_autoprobe", "1")
+        shutil.rmtree(self.sys / "bus/pci/drivers/vfio-pci", ignore_errors=True)
+        for process in self.proc.iterdir():
+            shutil.rmtree(process)
+        for lock in (self.root / "lock").iterdir():
+            lock.unlink()
 
     def process(self, pid: int, comm: str, cmdline: list[str], opened: list[Path] | None = None) -> None:
         base = self.proc / str(pid)
@@ -337,8 +396,9 @@ class Machine:
         if intercepted is not None:
             return intercepted
         if program == "nvme":
-            options = dict(zip(command[3::2], command[4::2], strict=True))
-            return self.adapter.nvme(command[1], options)
+            words = [word for word in command[3:] if word != "-a" or command[1] == "virt-mgmt"]
+            options = dict(zip(words[::2], words[1::2], strict=True))
+            return self.adapter.nvme(command[1], os.path.basename(command[2]), options | {"all": str("-a" in command)})
         if program == "modprobe":
             return self._modprobe(command)
         return self.lvm.command(command)
@@ -363,6 +423,7 @@ class Machine:
             elif path.is_file():
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
         digest.update(repr(sorted(self.adapter.controllers.items())).encode())
+        digest.update(repr(sorted(self.adapter.attached)).encode())
         digest.update(repr((self.lvm.groups, self.lvm.signature)).encode())
         return digest.hexdigest()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.iovlab.storage.plugins.module_utils import _guest_agent
+from ansible_collections.iovlab.storage.plugins.module_utils import _guest_agent, _libvirt
 from tests.unit.plugins.guest_agent import Libraries
 from tests.unit.plugins.runner import Modules
 
@@ -242,7 +242,5 @@ def test_without_the_binding_the_package_is_named(modules: Modules, monkeypatch:
         raise ImportError("No module named 'libvirt_qemu'")
 
     monkeypatch.setattr(_guest_agent, "load", missing)
-    from ansible_collections.iovlab.storage.plugins.modules import guest_exec
-
-    monkeypatch.setattr(guest_exec, "has_respawned", lambda: True)
+    monkeypatch.setattr(_libvirt, "has_respawned", lambda: True)
     assert "install the package python3-libvirt" in modules.refused("guest_exec", name="web1", argv=["true"])

@@ -138,7 +138,8 @@ def test_pci_addresses() -> None:
 
 def test_addresses_of_vfs_cross_devices_and_buses() -> None:
     adapter = Adapter(
-        address="0000:01:00.0", controller="nvme0", total=512, offset=4, stride=1, autoprobe=True, iommu=True,
+        address="0000:01:00.0", controller="nvme0",
+        serial="S", nqn=None, held=False, total=512, offset=4, stride=1, autoprobe=True, iommu=True,
         drivers=frozenset(), capabilities=_nvme.Capabilities(_nvme.Resources(0, 0, 0), _nvme.Resources(0, 0, 0)),
         secondaries=(), vfs=(),
     )  # fmt: skip

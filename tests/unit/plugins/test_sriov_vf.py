@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.unit.plugins.machine import IDENTITY, PF, Machine
+from ansible_collections.iovlab.storage.plugins.module_utils import _sriov_apply
+from tests.unit.plugins.machine import IDENTITY, MIB, PF, Machine
 from tests.unit.plugins.runner import Modules
+from tests.unit.plugins.vportd_server import Engine
 
 VF0, VF1 = "0000:01:00.1", "0000:01:00.2"
 
@@ -69,6 +71,7 @@ def test_every_form_of_the_secondary_list_is_understood(machine: Machine, module
 
 
 def test_vfio_pci_is_loaded_and_takes_the_vfs(machine: Machine, modules: Modules) -> None:
+    machine.adapter.automatic.clear()
     result = modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=2, driver="vfio-pci")
     assert {vf["driver"] for vf in result["vfs"]} == {"vfio-pci"}
     assert "load driver vfio-pci" in result["steps"]
@@ -305,9 +308,10 @@ def test_a_step_that_fails_takes_the_adapter_back_to_where_it_was(
 
 def test_what_is_left_is_said_when_going_back_fails_too(machine: Machine, modules: Modules) -> None:
     modules.sriov_vf(pf=PF, count=2)
+    machine.adapter.automatic.clear()
     machine.adapter.broken_probe = {VF0, VF1}
     message = modules.refused("sriov_vf", pf=PF, count=2, driver="vfio-pci", timeout=1)
-    assert "did not come to driver vfio-pci" in message
+    assert "did not come to driver nvme" in message
     assert f"left: 2 VFs on {PF} ({VF0} with no driver, {VF1} with no driver)" in message
 
 
@@ -341,3 +345,130 @@ def test_info_reads_all_adapters(machine: Machine, modules: Modules) -> None:
     result = modules.sriov_vf_info()
     assert [(adapter["pf"], adapter["totalvfs"], adapter["numvfs"]) for adapter in result["adapters"]] == [(PF, 4, 1)]
     assert machine.fingerprint() == before
+
+
+# Isolation: a VF that is handed to a virtual machine must not see the pool's namespace.
+
+
+def test_a_vf_for_a_virtual_machine_sees_no_namespace_unless_told(machine: Machine, modules: Modules) -> None:
+    machine.adapter.automatic.clear()
+    machine.adapter.namespaces = {1, 2}
+    alone = modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=2, driver="vfio-pci")
+    assert [vf["attached"] for vf in alone["vfs"]] == [[], []]
+    given = modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=2, driver="vfio-pci", namespaces=[2])
+    assert [(vf["attached"], vf["driver"]) for vf in given["vfs"]] == [([2], "vfio-pci")] * 2
+    assert [step for step in given["steps"] if "see to it" in step] == [
+        f"see to it that VF {vf} shows namespace 2 alone" for vf in (VF0, VF1)
+    ]
+
+
+@pytest.mark.parametrize("manages", [True, False])
+@pytest.mark.parametrize("count_before", [0, 1])
+def test_a_namespace_that_comes_back_when_the_vf_is_enabled_is_not_handed_over(
+    machine: Machine, modules: Modules, manages: bool, count_before: int
+) -> None:
+    machine.adapter.manages_namespaces = manages
+    if count_before:
+        modules.sriov_vf(pf=PF, count=1)
+    message = modules.refused("sriov_vf", pf=PF, count=1, driver="vfio-pci")
+    assert (f"VF {VF0} shows namespaces [1] instead of []" if manages else "nvme detach-ns") in message
+    assert "was put back to the state before" in message
+    assert [vf["driver"] for vf in modules.sriov_vf_info(pf=PF)["adapters"][0]["vfs"]] == ["nvme"] * count_before
+
+
+def test_the_pools_namespace_is_handed_over_only_by_name(machine: Machine, modules: Modules) -> None:
+    result = modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=1, driver="vfio-pci", namespaces=[1])
+    assert result["vfs"][0]["attached"] == [1]
+    assert not [command for command in machine.commands if command[1] in ("attach-ns", "detach-ns")]
+
+
+def test_a_namespace_that_came_back_later_is_seen(machine: Machine, modules: Modules) -> None:
+    machine.adapter.automatic.clear()
+    modules.sriov_vf(pf=PF, count=2, driver="vfio-pci")
+    machine.adapter.attached.add((2, 1))
+    result = modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=2, driver="vfio-pci")
+    assert result["diff"]["before"]["vfs"][1]["attached"] == [1]
+    assert not [step for step in result["steps"] if VF0 in step]
+
+
+def test_going_back_leaves_no_vf_that_sees_more_than_before(machine: Machine, modules: Modules) -> None:
+    machine.adapter.automatic.clear()
+    machine.adapter.namespaces = {1, 2}
+    modules.sriov_vf(pf=PF, count=1, driver="vfio-pci", namespaces=[2])
+    machine.adapter.broken_probe = {VF1}
+    message = modules.refused("sriov_vf", pf=PF, count=2, driver="vfio-pci", allow_recreate=True, timeout=1)
+    assert "was put back" in message
+    (adapter,) = modules.sriov_vf_info(pf=PF)["adapters"]
+    assert [(vf["driver"], vf["attached"]) for vf in adapter["vfs"]] == [("vfio-pci", [2])]
+
+
+# The adapter's life: resets, runs that were killed, other names
+
+
+def test_after_a_reset_of_the_pf_all_is_asserted_again(machine: Machine, modules: Modules) -> None:
+    modules.sriov_vf(pf=PF, count=2, queues=2, interrupts=1)
+    machine.adapter.reset_pf()
+    before = modules.sriov_vf_info(pf=PF)["adapters"][0]["vfs"]
+    assert [(vf["online"], vf["queues"], vf["namespaces"]) for vf in before] == [(False, 0, [])] * 2
+    result = modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=2, queues=2, interrupts=1)
+    assert [(vf["online"], vf["queues"], vf["interrupts"]) for vf in result["vfs"]] == [(True, 2, 1)] * 2
+    assert [len(vf["namespaces"]) for vf in result["vfs"]] == [1, 1]
+    assert not [step for step in result["steps"] if "create" in step or "remove" in step]
+
+
+def test_after_a_reset_a_vf_with_a_vport_is_named_and_left(machine: Machine, modules: Modules, engine: Engine) -> None:
+    modules.sriov_vf(pf=PF, count=2)
+    modules.vport(name="web1", adapter=PF)
+    modules.adapter_mapping(vport="web1", luns=[{"lun": 0, "vdisk": "root", "extents": [[0, MIB, MIB]]}])
+    modules.vport_binding(vport="web1", vf=VF1)
+    machine.adapter.reset_pf()
+    before = machine.fingerprint()
+    message = modules.refused("sriov_vf", pf=PF, count=2)
+    assert f"VF {VF1} is in use by vport web1, though its controller is offline" in message
+    assert "vport_binding state=absent" in message
+    assert machine.fingerprint() == before
+    modules.vport_binding(vport="web1", state="absent")
+    modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=2)
+
+
+@pytest.mark.parametrize("verb", ["numvfs", "virt_mgmt", "bind", "ready", "let_go"])
+def test_killed_before_any_kind_of_step_the_next_run_puts_it_right(
+    machine: Machine, modules: Modules, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    def die(_self: Any, **_arguments: Any) -> None:
+        raise SystemExit("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_sriov_apply.Changes, f"_{verb}", die)
+        with pytest.raises(ValueError, match="Expecting value"):  # no result
+            modules.sriov_vf(pf=PF, count=2)
+    assert machine.read(f"bus/pci/devices/{PF}/sriov_drivers_autoprobe") == "0"
+
+    modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=2)
+
+    assert machine.read(f"bus/pci/devices/{PF}/sriov_drivers_autoprobe") == "1"
+
+
+def test_an_adapter_is_found_by_serial_number_or_nqn(machine: Machine, modules: Modules) -> None:
+    by_serial = modules.sriov_vf(serial="SERIAL-01", count=1)
+    by_nqn = modules.sriov_vf(nqn="nqn.2019-08.org.example:01", count=1)
+    assert (by_serial["pf"], by_serial["changed"]) == (PF, True)
+    assert (by_nqn["pf"], by_nqn["changed"]) == (PF, False)
+    assert [adapter["pf"] for adapter in modules.sriov_vf_info(serial="SERIAL-01")["adapters"]] == [PF]
+
+
+def test_a_name_that_is_of_no_adapter_or_of_two_is_refused(machine: Machine, modules: Modules) -> None:
+    assert f"{PF} has SERIAL-01" in modules.refused("sriov_vf", serial="OTHER", count=1)
+    shutil.copytree(machine.sys / f"bus/pci/devices/{PF}", machine.sys / "bus/pci/devices/0000:05:00.0", symlinks=True)
+    message = modules.refused("sriov_vf", serial="SERIAL-01", count=1)
+    assert f"2 adapters ({PF}, 0000:05:00.0)" in message
+    assert "mutually exclusive" in modules.sriov_vf(pf=PF, serial="SERIAL-01", count=1)["msg"]
+    assert "required" in modules.sriov_vf(count=1)["msg"]
+
+
+def test_info_shows_the_resources_that_are_left(modules: Modules) -> None:
+    modules.sriov_vf(pf=PF, count=1, queues=2, interrupts=1)
+    assert modules.sriov_vf_info(pf=PF)["adapters"][0]["resources"] == {
+        "queues": {"total": 8, "most": 2, "free": 6},
+        "interrupts": {"total": 8, "most": 2, "free": 7},
+    }

@@ -13,7 +13,6 @@ import pytest
 
 from ansible_collections.iovlab.storage.plugins.module_utils import _libvirt
 from ansible_collections.iovlab.storage.plugins.module_utils._migration import Progress
-from ansible_collections.iovlab.storage.plugins.modules import vm_migrate
 from tests.unit.plugins.libvirt_hosts import Domain, Network
 from tests.unit.plugins.machine import MIB
 from tests.unit.plugins.runner import Modules
@@ -486,5 +485,5 @@ def test_libvirt_missing_is_said(modules: Modules, monkeypatch: pytest.MonkeyPat
         raise ImportError("libvirt")
 
     monkeypatch.setattr(_libvirt, "load", missing)
-    monkeypatch.setattr(vm_migrate, "probe_interpreters_for_module", lambda _interpreters, _name: None)
+    monkeypatch.setattr(_libvirt, "probe_interpreters_for_module", lambda _interpreters, _name: None)
     assert "install the package python3-libvirt" in modules.refused("vm_migrate", **WEB1)

@@ -193,6 +193,28 @@ def test_another_adapter_than_the_vports_is_refused(v1: Modules, engine: Engine)
     assert "no vport v9" in v1.refused("adapter_mapping", vport="v9", luns=LUNS)
 
 
+def test_info_tells_both_mappings_of_every_vport(v1: Modules, engine: Engine) -> None:
+    v1.vport(name="v2", adapter=PF)
+    before = engine.fingerprint()
+    first, second = v1.adapter_mapping_info()["mappings"]
+    assert (first["vport"], first["adapter"], first["generation"]) == ("v1", PF, 1)
+    assert first["digest"] == v1.vport_info(name="v1")["vports"][0]["digest"]
+    assert first["addresses"] == {lun["vdisk"]: f"v1:{lun['lun']}" for lun in LUNS}
+    assert [(lun["lun"], lun["address"]) for lun in first["luns"]] == [(lun["lun"], f"v1:{lun['lun']}") for lun in LUNS]
+    extents = first["luns"][0]["extents"]
+    assert extents
+    assert first["luns"][0]["capacity"] == sum(extent[2] for extent in extents)
+    assert second == {"vport": "v2", "adapter": PF, "generation": 0, "digest": None, "addresses": {}, "luns": []}
+    assert v1.adapter_mapping_info(vport="v2")["mappings"] == [second]
+    assert v1.adapter_mapping_info(vport="v9")["mappings"] == []
+    assert engine.fingerprint() == before
+
+
+def test_info_without_vportd_is_refused_unless_it_is_planned(modules: Modules) -> None:
+    assert "vportd does not answer" in modules.refused("adapter_mapping_info")
+    assert modules.adapter_mapping_info(planned=True, check=True)["mappings"] == []
+
+
 def test_a_mapping_is_deleted(v1: Modules, engine: Engine) -> None:
     v1.vport_binding(vport="v1")
     before = engine.fingerprint()
