@@ -8,6 +8,7 @@ that very thing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -93,7 +94,7 @@ def _judged(check: Check[Subject], subject: Subject, failed: set[str]) -> tuple[
         return found, details, ""
     except Unknown as exc:
         if exc.told_by in failed:
-            return found, details, f"not looked at, since {exc}"
+            return found, details, f"not looked at, see {exc.told_by}"
         found.append(Finding(f"cannot be told, since {exc}", exc.fix))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
         found.append(Finding(f"the facts cannot be read ({type(exc).__name__}: {exc})", _READ_AGAIN))
@@ -114,8 +115,9 @@ def records(value: Any) -> list[Record]:
 
 
 def cause(reason: Any) -> str:
-    """A reason of hypervisor_info without the remedy that it ends with."""
-    return str(reason or "no reason given").rpartition("; ")[0] or str(reason or "no reason given")
+    """A reason of hypervisor_info without the option that it begins with and the remedy that it ends with."""
+    text = str(reason or "no reason given")
+    return re.sub(r"^(uri|peers|Task failed): ", "", text.rpartition("; ")[0] or text)
 
 
 class Host:
@@ -133,7 +135,8 @@ class Host:
         if self.facts.get("failed"):
             return f"{self.name} gave no facts: {cause(self.facts.get('msg'))}"
         if not self.facts.get("host"):
-            return f"there are no facts of {self.name}"
+            said = f": {cause(self.facts['msg'])}" if self.facts.get("msg") else ""
+            return f"there are no facts of {self.name}{said}"
         return None
 
     def part(self, key: str) -> Record:

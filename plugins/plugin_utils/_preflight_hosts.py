@@ -61,7 +61,7 @@ def libvirt(m: Migration) -> Findings:
             yield f"{host.name}: libvirt {found.get('version')}, QEMU {found.get('qemu')}"
         else:
             yield Finding(
-                f"libvirt of {host.name} does not answer: {cause(found.get('reason'))}",
+                f"{host.name}: {cause(found.get('reason'))}",
                 f"start libvirtd on {host.name}, or let the role hypervisor install it",
             )
 

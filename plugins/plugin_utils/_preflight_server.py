@@ -183,7 +183,7 @@ def _libvirt(s: Server) -> Findings:
     if not found.get("reachable"):
         installed = s.host.part("packages").get("libvirt-daemon-system")
         yield Finding(
-            f"libvirt does not answer: {cause(found.get('reason'))}",
+            cause(found.get("reason")),
             "see systemctl status libvirtd" if installed else _PROVISION,
             not installed,
         )
@@ -194,7 +194,7 @@ def _libvirt(s: Server) -> Findings:
 def _engine(s: Server) -> Findings:
     found = s.host.part("vportd")
     if not found.get("reachable"):
-        yield warning(f"vportd does not answer: {cause(found.get('reason'))}", _PROVISION)
+        yield warning(cause(found.get("reason")), _PROVISION)
     else:
         yield f"vportd {found.get('version')} with {len(records(found.get('vports')))} vports"
 

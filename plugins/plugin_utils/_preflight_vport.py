@@ -24,7 +24,7 @@ def engine(m: Migration) -> Findings:
             yield f"{host.name}: vportd {found.get('version')}"
         else:
             yield Finding(
-                f"vportd of {host.name} does not answer: {cause(found.get('reason'))}",
+                f"{host.name}: {cause(found.get('reason'))}",
                 f"start it with systemctl start vportd on {host.name}, or let the role vportd install it",
             )
 
