@@ -179,7 +179,8 @@ vportd:
 libvirt:
   description:
     - libvirt - whether it answers (else why not), version, version of QEMU, UUID of the host, machine types, virtual
-      machines (C(running) has the names of those that run), and the CPU that virtual machines can have with its features (all of them if C(expanded)).
+      machines (C(running) has the names of those that run), and the CPU that virtual machines can have with its
+      features (all of them if C(expanded)).
     - C(runs_cpu) has C(ok) and C(reason) for O(cpu).
   returned: success
   type: dict

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -17,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.iovlab.storage.plugins.filter.migration_preflight import migration_preflight
+from ansible_collections.iovlab.storage.plugins.filter.server_preflight import server_preflight
 from ansible_collections.iovlab.storage.plugins.module_utils import (
     _guest_agent,
     _host_facts,
@@ -26,6 +29,8 @@ from ansible_collections.iovlab.storage.plugins.module_utils import (
 )
 from ansible_collections.iovlab.storage.plugins.module_utils._errors import CommandFailed
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
+from ansible_collections.iovlab.storage.plugins.module_utils._sysfs import Sysfs
+from ansible_collections.iovlab.storage.plugins.modules import hypervisor_info
 from tests.unit.plugins.libvirt_facts import UUID, Connection, Domain, Library, load_both
 from tests.unit.plugins.libvirt_hosts import libvirtError
 from tests.unit.plugins.machine import MIB, PF, Machine
@@ -106,7 +111,7 @@ class Controller:
 @pytest.fixture
 def controller(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Controller:
     found = Controller(machine)
-    monkeypatch.setattr(_nvme_admin.fcntl, "ioctl", found.ioctl)
+    monkeypatch.setattr(fcntl, "ioctl", found.ioctl)
     return found
 
 
@@ -464,11 +469,52 @@ def test_a_host_without_the_binding_is_told_as_such(
     def missing() -> Any:
         raise ImportError("No module named 'libvirt'")
 
-    from ansible_collections.iovlab.storage.plugins.modules import hypervisor_info
-
     monkeypatch.setattr(_libvirt, "load", missing)
     monkeypatch.setattr(hypervisor_info, "probe_interpreters_for_module", lambda *_arguments: None)
     assert "python3-libvirt" in told()["libvirt"]["reason"]
+
+
+# The filters
+
+
+def test_the_filters_understand_what_the_module_tells(
+    told: Callable[..., dict[str, Any]], modules: Modules, engine: Engine, library: Library
+) -> None:
+    """Both sides are this one host, so that it is refused; but nothing is refused for not being understood."""
+    modules.sriov_vf(pf=PF, count=2, queues=2, interrupts=2)
+    modules.pool(name="san", adapter=PF)
+    modules.vdisk(name="data", pool="san", size="4MiB", adapter=PF)
+    modules.vport(name="web1")
+    modules.adapter_mapping(vport="web1", pool="san", luns=[{"lun": 0, "vdisk": "data"}])
+    library.hosts["qemu+ssh://root@127.0.0.1/system?no_tty=1"] = library.local
+    source = told(domain="web1", peers=["127.0.0.1"])
+    destination = told(peers=["127.0.0.1"], cpu=source["domain"]["cpu"]["xml"], paths=source["domain"]["files"])
+    luns = [{"lun": 0, "vdisk": "data"}]
+    found = migration_preflight(
+        {"vm": "web1", "vport": "web1", "luns": luns, "pool": "san", "source": source, "destination": destination}
+    )
+    results = {check["name"]: check["result"] for check in found["checks"]}
+    for name in (
+        "libvirt",
+        "engine",
+        "libvirt_way",
+        "machine_type",
+        "cpu",
+        "storage",
+        "pool",
+        "vf",
+        "mapping",
+        "ports",
+    ):
+        assert results[name] == "ok", found["checks"]
+    assert results["hosts"] == results["placement"] == "problem"
+    servers = server_preflight({"hv1": source}, {"hv1": [{"pf": PF, "vfs": 2}]})
+    results = {check["name"]: check["result"] for check in servers["servers"]["hv1"]["checks"]}
+    for name in ("facts", "adapter", "inventory", "vfs", "identity", "multipath", "iommu", "kvm", "libvirt", "pool"):
+        assert results[name] in ("ok", "warning"), (name, servers)
+    everything = str(found) + str(servers)
+    assert "cannot be read" not in everything
+    assert "does not tell about" not in everything
 
 
 # Peers
@@ -500,7 +546,7 @@ def test_a_peer_that_is_not_reached_is_told_with_the_reason(
     def no_route(_address: object, _timeout: float) -> socket.socket:
         raise OSError(errno.EHOSTUNREACH, "No route to host")
 
-    monkeypatch.setattr(_peers.socket, "create_connection", no_route)
+    monkeypatch.setattr(socket, "create_connection", no_route)
     (peer,) = told(peers=["203.0.113.12"])["peers"]
     for look in ("ssh", "migration_port", "libvirt"):
         assert not peer[look]["reachable"]
@@ -515,14 +561,10 @@ def test_a_bare_host_tells_what_it_lacks(
     def missing() -> Any:
         raise ImportError("No module named 'libvirt'")
 
-    from ansible_collections.iovlab.storage.plugins.modules import hypervisor_info
-
     monkeypatch.setattr(_libvirt, "load", missing)
     monkeypatch.setattr(hypervisor_info, "probe_interpreters_for_module", lambda *_arguments: None)
     empty = tmp_path / "empty"
     empty.mkdir()
-    from ansible_collections.iovlab.storage.plugins.module_utils._sysfs import Sysfs
-
     bare = Host(Sysfs(str(empty)), str(empty), str(empty), str(empty), machine.host.runner, str(empty))
     monkeypatch.setattr(Host, "of", classmethod(lambda _cls, _module: bare))
     found = modules.hypervisor_info(domain="web1")
