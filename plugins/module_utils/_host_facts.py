@@ -26,6 +26,7 @@ _TIME_ERROR = 5  # adjtimex: the clock is not synchronised
 _LISTENING = "0A"  # of /proc/net/tcp
 _PORTS = (49152, 49215)  # libvirt's, where qemu.conf says nothing else
 _PROGRAM_DIRECTORIES = ("usr/bin", "usr/sbin", "bin", "sbin", "usr/local/bin", "usr/local/sbin")
+_LIBRARY_DIRECTORIES = ("usr/lib", "usr/lib64", "usr/lib/*-linux-gnu")
 _PROGRAMS = {
     "libvirt-clients": "virsh",
     "libvirt-daemon-system": "libvirtd",
@@ -92,7 +93,8 @@ def packages(host: Host) -> dict[str, bool]:
         for package, program in _PROGRAMS.items()
     }
     for package, library in _LIBRARIES.items():
-        found[package] = bool(glob.glob(os.path.join(host.root, f"usr/lib*/**/{library}"), recursive=True))
+        places = (os.path.join(host.root, place, library) for place in _LIBRARY_DIRECTORIES)
+        found[package] = any(glob.glob(place) for place in places)
     for package, module in _PYTHON.items():
         found[package] = importlib.util.find_spec(module) is not None
     return dict(sorted(found.items()))

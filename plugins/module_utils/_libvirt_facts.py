@@ -48,6 +48,7 @@ class Facts:
 
     def told(self) -> dict[str, Any]:
         types = self._types()
+        domains = self._domains()
         return {
             "reachable": True,
             "reason": None,
@@ -60,7 +61,8 @@ class Facts:
             "machines": self._machines(),
             "cpu": self._cpu("kvm" if "kvm" in types else None),
             "memory_free": self._asked(self._connection.getFreeMemory),
-            "domains": self._domains(),
+            "domains": domains,
+            "running": [domain["name"] for domain in domains if domain["active"]],
         }
 
     def _asked(self, call: Callable[[], Any]) -> Any:

@@ -179,7 +179,8 @@ vportd:
 libvirt:
   description:
     - libvirt - whether it answers (else why not), version, version of QEMU, UUID of the host, machine types, virtual
-      machines, and the CPU that virtual machines can have with its features (all of them if C(expanded)).
+      machines (C(running) has the names of those that run), and the CPU that virtual machines can have with its
+      features (all of them if C(expanded)).
     - C(runs_cpu) has C(ok) and C(reason) for O(cpu).
   returned: success
   type: dict
@@ -275,7 +276,7 @@ def _in_time(about_libvirt: Background[dict[str, Any]], options: dict[str, Any])
     try:
         return about_libvirt.result(options["timeout"], late)
     except IovlabError as exc:
-        silent = {"reachable": False, "reason": str(exc), "uri": options["uri"], "domains": [], "machines": []}
+        silent = {"reachable": False, "reason": str(exc), "uri": options["uri"], "domains": [], "running": []}
         return {"libvirt": silent, "domain": None, "domain_reason": str(exc) if options["domain"] else None}
 
 

@@ -580,6 +580,7 @@ class VolumeGroups:
                 "pe_start": str(self.PE_START),
                 "vg_name": name,
                 "vg_uuid": "AAAAAA-BBBB",
+                "vg_seqno": "7",
                 "vg_extent_size": str(group.extent_size),
                 "vg_size": str(group.total * group.extent_size),
                 "vg_free": str(len(group.free()) * group.extent_size),

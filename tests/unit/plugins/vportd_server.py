@@ -95,6 +95,9 @@ class Engine:
             "luns": luns,
         }
 
+    def do_get_version(self) -> Any:
+        return {"version": "1.2.3", "protocol": 1, "features": ["switch", "fence"]}
+
     def do_adapter_list(self) -> Any:
         return self.adapters
 
