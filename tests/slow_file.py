@@ -22,7 +22,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 _IN = struct.Struct("<IIQQIIII")  # length, opcode, unique, node, uid, gid, pid, padding
 _OUT = struct.Struct("<IiQ")  # length, error, unique
-_GETATTR, _SETATTR, _OPEN, _READ, _WRITE, _STATFS, _RELEASE, _FSYNC, _FLUSH, _INIT = 3, 4, 14, 15, 16, 17, 18, 20, 25, 26
+_GETATTR, _SETATTR, _OPEN, _READ, _WRITE, _STATFS, _RELEASE, _FSYNC, _FLUSH, _INIT = (
+    3,
+    4,
+    14,
+    15,
+    16,
+    17,
+    18,
+    20,
+    25,
+    26,
+)
 _FORGET, _INTERRUPT, _BATCH_FORGET = 2, 36, 42
 _MAX = 1 << 20  # bytes of one read or write
 _ASYNC_READ, _BIG_WRITES, _PARALLEL, _MAX_PAGES, _ASYNC_DIO = 1 << 0, 1 << 5, 1 << 18, 1 << 22, 1 << 15

@@ -16,6 +16,8 @@ from vportd import journal
 from vportd.config import Config, read_config
 from vportd.engine import Engine
 from vportd.errors import ConfigError
+from vportd.metrics import exposition
+from vportd.metrics_server import MetricsServer
 from vportd.rpc import RpcServer
 from vportd.surroundings import Surroundings
 
@@ -77,7 +79,7 @@ def surroundings(config: Config) -> Surroundings:
         lock_fd = take_lock(run_dir / "vportd.lock")
     except OSError as problem:
         raise ConfigError(f"run_dir {run_dir} or state_dir {state_dir} cannot be used: {problem}") from problem
-    return Surroundings(run_dir, state_dir, socket_owner, worker_ids, lock_fd)
+    return Surroundings(run_dir, state_dir, socket_owner, worker_ids, lock_fd, config.sample_seconds)
 
 
 async def serve(config: Config, around: Surroundings) -> None:
@@ -87,6 +89,10 @@ async def serve(config: Config, around: Surroundings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     engine = Engine(config, around)
+    metrics = None
+    if config.metrics is not None:
+        metrics = MetricsServer(config.metrics, lambda: exposition(list(engine.vports.values()), len(engine.refused)))
+        await metrics.open()
     await engine.restore()
     rpc = RpcServer(engine, around.run_dir / "rpc.sock")
     await rpc.open()
@@ -95,6 +101,8 @@ async def serve(config: Config, around: Surroundings) -> None:
     await stop.wait()
     notify("STOPPING=1")
     await rpc.close()
+    if metrics is not None:
+        await metrics.close()
     await engine.close()
     journal.info("ended")
 
@@ -107,13 +115,18 @@ def main(arguments: list[str] | None = None) -> int:
     if sys.byteorder != "little":
         journal.error("this engine runs on little-endian machines only: virtio 1.x rings are shared as they are")
         return 2
+    journal.connect(os.environ.get("VPORTD_JOURNAL", journal.SOCKET), os.environ.get("JOURNAL_STREAM"))
     try:
         config = read_config(chosen.config)
         around = surroundings(config)
     except ConfigError as problem:
         journal.error(str(problem))
         return 2
-    asyncio.run(serve(config, around))
+    try:
+        asyncio.run(serve(config, around))
+    except ConfigError as problem:
+        journal.error(str(problem))
+        return 2
     return 0
 
 

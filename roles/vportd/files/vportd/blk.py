@@ -13,7 +13,9 @@ from vportd.blk_queue import (
     DIRTY_PAGES,
     ERRORS,
     HISTOGRAM,
+    LATENCY,
     READS,
+    WORST,
     WRITES,
     Queue,
     Request,
@@ -129,8 +131,7 @@ def service(queue: Queue) -> bool:
                     done.append((head, written))
             if done:
                 batch, written_to, done, dirty = done, dirty, [], []
-                bucket = int((_clock() - began) * 1e6).bit_length()
-                queue.counters[HISTOGRAM + (bucket if bucket < BUCKETS else BUCKETS - 1)] += len(batch)
+                _count_latency(queue.counters, int((_clock() - began) * 1e6), len(batch))
                 _give(queue, batch, written_to)
             if not synchronous:
                 storage.kick()
@@ -147,6 +148,14 @@ def service(queue: Queue) -> bool:
     queue.publish()
     queue.waiting_since = _clock()
     return more
+
+
+def _count_latency(counters: memoryview, microseconds: int, requests: int) -> None:
+    bucket = microseconds.bit_length()
+    counters[HISTOGRAM + (bucket if bucket < BUCKETS else BUCKETS - 1)] += requests
+    counters[LATENCY] += microseconds * requests
+    if microseconds > counters[WORST]:
+        counters[WORST] = microseconds
 
 
 def _await(queue: Queue) -> bool:
@@ -233,8 +242,7 @@ def complete(completions: list[Completion]) -> list[Queue]:
         else:
             count(queue.counters, token.operation, token.total)
             token.status[0] = VIRTIO_BLK_S_OK
-        bucket = int((now - token.taken) * 1e6).bit_length()
-        queue.counters[HISTOGRAM + (bucket if bucket < BUCKETS else BUCKETS - 1)] += 1
+        _count_latency(queue.counters, int((now - token.taken) * 1e6), 1)
         del queue.outstanding[token.head]
         batch[0].append((token.head, token.total + 1 if token.operation == READ else 1))
         batch[1].append(token.dirty)

@@ -32,6 +32,8 @@ class Config:
     run_dir: str = "/run/vportd"
     socket_user: str = "libvirt-qemu"
     worker_user: str = "vportd"
+    metrics: str | None = None
+    sample_seconds: float = 1.0
     sysfs_root: str = "/sys"
     dev_root: str = "/dev"
 
@@ -50,6 +52,25 @@ def _latency(where: str, value: object) -> tuple[float, float] | None:
     if not 0 <= low <= high <= 3600:
         raise ConfigError(f"{where}: latency is {value!r}: it must be between 0 and 3600 seconds, the lowest first")
     return (low, high) if high else None
+
+
+def metrics_address(value: object) -> tuple[str, int] | str | None:
+    """Return where the metrics are to be had: the path of a Unix socket, (address, port) on loopback, or None.
+    Raises ConfigError.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        host, _, port = value.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if value.startswith("/"):
+            return value
+        if port.isdecimal() and 0 < int(port) < 65536 and host in ("127.0.0.1", "::1"):
+            return host, int(port)
+    raise ConfigError(
+        f"metrics is {value!r}: it must be the path of a Unix socket, or an address and port on loopback such as "
+        f"127.0.0.1:9753"
+    )
 
 
 def _adapter(number: int, record: object) -> AdapterConfig:
@@ -86,6 +107,11 @@ def parse_config(text: str) -> Config:
                 raise ConfigError(f"{key} is {value!r}: it must be a string that is not empty")
             if key.endswith(("_dir", "_root")) and not value.startswith("/"):
                 raise ConfigError(f"{key} is {value!r}: it must be an absolute path")
+        elif key == "metrics":
+            metrics_address(value)
+        elif key == "sample_seconds":
+            if not _is_number(value) or not 0.01 <= value <= 60:
+                raise ConfigError(f"sample_seconds is {value!r}: it must be a number from 0.01 to 60")
         elif key != "adapters":
             raise ConfigError(f"unknown key {key!r}: remove it")
     adapters = record.pop("adapters", None)

@@ -88,6 +88,8 @@ def parser() -> argparse.ArgumentParser:
     top = command("top", "requests, bytes and latencies a second, again and again", vport=False)
     top.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds between two looks (default: 1)")
     top.add_argument("--count", type=int, default=0, metavar="N", help="end after so many (default: 0, never)")
+    samples = command("samples", "what a vport did in each of its last seconds in which something changed")
+    samples.add_argument("--last", type=int, default=20, metavar="N", help="so many of the last (default: 20)")
     command("completion", "a script for bash that completes commands and names", vport=False)
     return whole
 
@@ -130,6 +132,9 @@ def run(client: Client, chosen: argparse.Namespace) -> tuple[Any, str]:
     if name == "resume":
         record = client.call("vport_resume", vport=vport, path=chosen.path)
         return record, f"{record['state']} on path {record['path']}"
+    if name == "samples":
+        found = client.call("vport_samples", vport=vport)[-chosen.last :] if chosen.last > 0 else []
+        return found, ctl_text.samples(found)
     report = client.call("vport_switch", vport=vport, path=chosen.path, timeout=chosen.timeout)
     return report, ctl_text.switch(report)
 

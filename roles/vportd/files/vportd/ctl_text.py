@@ -152,6 +152,26 @@ def rates(before: list[Record], after: list[Record], seconds: float) -> list[Rec
     return found
 
 
+def samples(found: list[Record]) -> str:
+    """Return the samples of a vport, one a line."""
+    rows: list[list[object]] = [
+        [
+            time.strftime("%H:%M:%S", time.localtime(one["time"])),
+            one["state"],
+            one["path"],
+            f"{one['iops']:.0f}",
+            f"{one['bytes_per_second'] / 2**20:.1f}",
+            one["outstanding"],
+            *(f"{one[f'latency_{name}'] * 1e3:.3f}" for name in ("p50", "p99", "max")),
+            one["dirty_pages"],
+            one["errors"],
+        ]
+        for one in found
+    ]
+    head = ["TIME", "STATE", "PATH", "IOPS", "MiB/s", "OUT", "P50 ms", "P99 ms", "MAX ms", "DIRTY", "ERR"]
+    return table(head, rows)
+
+
 def top(found: list[Record]) -> str:
     """Return the rates, one line a vport, the busiest first."""
     ordered = sorted(found, key=lambda one: one["reads"] + one["writes"], reverse=True)

@@ -16,7 +16,18 @@ from vportd.vport import Vport
 
 VPORT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,14}")
 PROTOCOL = 1
-FEATURES = ["mapping", "binding", "switch", "suspend", "queue-state", "fence", "dirty-log", "inflight", "history"]
+FEATURES = [
+    "mapping",
+    "binding",
+    "switch",
+    "suspend",
+    "queue-state",
+    "fence",
+    "dirty-log",
+    "inflight",
+    "history",
+    "samples",
+]
 MAPPING_TIMEOUT = 10.0
 
 
@@ -301,6 +312,10 @@ class Engine:
     async def vport_get(self, vport: str) -> dict[str, Any]:
         """The record of one vport."""
         return self._find(vport).record()
+
+    async def vport_samples(self, vport: str, since: float | None = None) -> list[dict[str, Any]]:
+        """What a vport did in each of its last seconds in which something changed."""
+        return self._find(vport).sampler.since(since)
 
     async def vport_delete(self, vport: str, force: bool = False) -> dict[str, Any]:
         """Delete a vport, with its mapping; one that is gone already is fine."""

@@ -112,15 +112,11 @@ class LunPort:
                 await asyncio.sleep(1)
                 continue
             front = self.front = FrontEnd(connection, self)
-            who = f"{self.address}: front end {front.connection.comm} (pid {front.connection.pid})"
-            journal.info(f"{who} has connected")
             self.vport.note("connected", lun=self.lun.lun, pid=front.connection.pid, comm=front.connection.comm)
             started = time.monotonic()
             try:
                 await front.serve()
-                journal.info(f"{who} has disconnected after {time.monotonic() - started:.1f} s")
             except (VportdError, OSError) as problem:
-                journal.warning(f"{who} is disconnected: {problem}")
                 self.vport.note("disconnecting", lun=self.lun.lun, why=str(problem))
             except asyncio.CancelledError:
                 self.front = None
@@ -137,7 +133,7 @@ class LunPort:
             finally:
                 self.front = None
                 front.close()
-            self.vport.note("disconnected", lun=self.lun.lun)
+            self.vport.note("disconnected", lun=self.lun.lun, seconds=time.monotonic() - started)
 
     # front_end.Owner
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from vportd.adapter import Adapter
 from vportd.blk_config import QUEUES
-from vportd.blk_queue import COUNTERS_SIZE
 from vportd.errors import RpcError, VportdError, WorkerDied, WorkerRefused
 from vportd.front_end_state import Ring
 from vportd.lun_port import LunPort
@@ -46,6 +45,7 @@ class Vport(VportRings):
                 await self.close()
                 raise
             self._make_ports()
+            self.sampler.start()
 
     async def _restore_binding(self, path: str) -> None:
         """After a restart of the engine: bind again where that is possible, else stay on the PF path and say so."""
@@ -254,9 +254,7 @@ class Vport(VportRings):
                 kept = {one.lun for one in luns}
                 for lun in set(self.ports) - kept:
                     await self.ports.pop(lun).close()
-                    first = lun * QUEUES * (COUNTERS_SIZE // 8)
-                    for word in range(first, first + QUEUES * (COUNTERS_SIZE // 8)):
-                        self._counters[word] = 0
+                    self.counters.forget(lun)
                 self._make_ports()
             finally:
                 if frozen:
@@ -338,4 +336,5 @@ class Vport(VportRings):
                 await client.close()
         with contextlib.suppress(OSError):
             (self.around.run_dir / self.name).rmdir()
-        os.close(self._counters_fd)
+        self.sampler.stop()
+        self.counters.close()

@@ -5,7 +5,6 @@
 
 import contextlib
 
-from vportd import journal
 from vportd.errors import ProtocolError, Refused, WorkerDied, WorkerRefused
 from vportd.front_end_state import Ring
 from vportd.lun_port import LunPort
@@ -101,7 +100,6 @@ class VportRings(VportHandOver):
         async with self.lock:
             await self._freeze(None)
         self.note("fenced", when="on_stop")
-        journal.info(f"vport {self.name} has fenced itself: its front end has stopped the rings")
 
     async def forget(self, port: LunPort) -> None:
         """Let go of the memory of a front end that has gone."""

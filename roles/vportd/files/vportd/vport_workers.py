@@ -68,7 +68,7 @@ class VportWorkers(VportRecord):
         try:
             started = await client.call(
                 "init",
-                [storage, self._counters_fd],
+                [storage, self.counters.fd],
                 START_TIMEOUT,
                 vport=self.name,
                 path=path,
@@ -165,13 +165,11 @@ class VportWorkers(VportRecord):
             front.rings[index].running = True
             if resubmitted:
                 self.note("resubmitted", lun=port.lun.lun, queue=index, requests=resubmitted)
-                journal.info(f"{port.address} queue {index}: {resubmitted} requests were in flight and are done again")
 
     def _disown(self, port: LunPort, why: str) -> None:
         """End the connection of a front end whose memory or rings cannot be served."""
         if port.front is None:
             return
-        journal.error(f"{port.address}: its front end is disconnected: {why}")
         self.note("disowned", lun=port.lun.lun, why=why)
         for ring in port.front.rings:
             ring.running = False
@@ -185,7 +183,9 @@ class VportWorkers(VportRecord):
         ]
 
     def _on_event(self, message: dict[str, Any]) -> None:
-        if message.get("event") == "broken":
+        if message.get("event") == "busy":
+            self.sampler.wake()
+        elif message.get("event") == "broken":
             lun, index, why = message.get("lun"), message.get("index"), str(message.get("why"))
             self.note("broken", lun=lun, queue=index, why=why)
             port = self.ports.get(lun) if isinstance(lun, int) else None

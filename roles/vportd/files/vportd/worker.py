@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 
-from vportd import blk, channel, journal
+from vportd import blk, channel, counters, journal
 from vportd.blk_queue import DISCARDS, WRITES, ZEROES, Queue
 from vportd.errors import ChannelClosed, VportdError
 from vportd.storage import FLUSH, make_storage
@@ -67,7 +67,7 @@ class Worker(WorkerQueues):
         storage_fd, counters_fd = fds
         journal.name_process(f"vportd[{message['vport']}/{message['path']}]")
         self.vport = message["vport"]
-        self.counters = memoryview(mmap.mmap(counters_fd, 0))
+        self.counters, self.wake = counters.part(memoryview(mmap.mmap(counters_fd, 0)), message["path"])
         os.close(counters_fd)
         latency = message["latency"]
         self.storage = make_storage(
@@ -93,6 +93,7 @@ class Worker(WorkerQueues):
         poll = self.epoll.poll
         kicks = self.kicks
         ready = self.ready
+        wake = self.wake
         while True:
             timeout = 0 if ready else storage.timeout()
             for fd, _ in poll(timeout):
@@ -106,6 +107,9 @@ class Worker(WorkerQueues):
                 completions = storage.reap()
                 if completions:
                     self._completed(completions)
+            if ready and wake[0]:
+                wake[0] = 0
+                self.send({"event": "busy"})
             for queue in tuple(ready):
                 queue.alone = len(ready) == 1
                 if queue.broken is not None or not blk.service(queue):

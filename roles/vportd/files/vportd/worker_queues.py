@@ -27,7 +27,8 @@ class WorkerQueues:
     """All devices and queues of one worker; ``suspended`` = none of them takes anything."""
 
     storage: Storage
-    counters: memoryview
+    counters: memoryview  # of all queues on this path
+    wake: memoryview  # not 0: say so when there is something to do
 
     def __init__(self) -> None:
         self.epoll = select.epoll()
