@@ -24,6 +24,10 @@ from vportd.surroundings import Surroundings
 LOCK_TIMEOUT = 60.0  # seconds to wait for the workers of an engine that was killed
 
 
+class LockHeld(ConfigError):
+    """The run directory is still in use; that may end by itself."""
+
+
 def notify(state: str) -> None:
     """Tell the service manager, where there is one (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
@@ -47,7 +51,7 @@ def take_lock(path: Path) -> int:
     """Return a descriptor with the lock of this run directory. Each worker holds it too, so once it is here no
     earlier worker is left.
 
-    Raises ConfigError when another engine keeps it.
+    Raises LockHeld when it stays held: by another engine, or by I/O of a worker that the storage does not end.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + LOCK_TIMEOUT
@@ -58,8 +62,9 @@ def take_lock(path: Path) -> int:
             return fd
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"{path} is held: another engine, or a worker that cannot end, is on this run directory"
+                raise LockHeld(
+                    f"{path} is held: another engine is on this run directory, or the storage is still busy with what "
+                    f"a dead worker gave to it"
                 ) from None
         if not said:
             journal.info("waiting for the end of an earlier engine or its workers")
@@ -119,6 +124,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = read_config(chosen.config)
         around = surroundings(config)
+    except LockHeld as problem:  # the service manager tries again
+        journal.error(str(problem))
+        return 1
     except ConfigError as problem:
         journal.error(str(problem))
         return 2

@@ -8,19 +8,23 @@ from typing import Any
 
 from vportd.errors import ConfigError
 
+POLICIES = ("report", "wait")
 PCI_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """One adapter: PCI address of its PF, namespace, and - for tests and labs - latency in seconds (low, high) and
-    back end.
+    """One adapter: PCI address of its PF, namespace, what is done when the storage fails, and - for tests and labs -
+    latency in seconds (low, high), back end, and a file that says what fails.
     """
 
     pf: str
     nsid: int = 1
     latency: tuple[float, float] | None = None
     backend: str = "auto"
+    error_policy: str = "report"
+    auto_return: bool = False
+    faults: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ def _adapter(number: int, record: object) -> AdapterConfig:
     where = f"adapters[{number}]"
     if not isinstance(record, dict):
         raise ConfigError(f"{where} is {record!r}: it must be an object with pf and nsid")
-    unknown = sorted(set(record) - {"pf", "nsid", "latency", "backend"})
+    unknown = sorted(set(record) - {"pf", "nsid", "latency", "backend", "error_policy", "auto_return", "faults"})
     if unknown:
         raise ConfigError(f"{where}: unknown key {unknown[0]!r}: remove it")
     pf = record.get("pf")
@@ -89,7 +93,16 @@ def _adapter(number: int, record: object) -> AdapterConfig:
     backend = record.get("backend", "auto")
     if backend not in ("auto", "file", "threads", "uring"):
         raise ConfigError(f"{where}: backend is {backend!r}: it must be auto, file, threads or uring")
-    return AdapterConfig(pf, nsid, _latency(where, record.get("latency")), backend)
+    policy = record.get("error_policy", "report")
+    if policy not in POLICIES:
+        raise ConfigError(f"{where}: error_policy is {policy!r}: it must be {' or '.join(POLICIES)}")
+    auto_return = record.get("auto_return", False)
+    if not isinstance(auto_return, bool):
+        raise ConfigError(f"{where}: auto_return is {auto_return!r}: it must be true or false")
+    faults = record.get("faults")
+    if faults is not None and not (isinstance(faults, str) and faults.startswith("/")):
+        raise ConfigError(f"{where}: faults is {faults!r}: it must be an absolute path")
+    return AdapterConfig(pf, nsid, _latency(where, record.get("latency")), backend, policy, auto_return, faults)
 
 
 def parse_config(text: str) -> Config:

@@ -27,6 +27,7 @@ FEATURES = [
     "inflight",
     "history",
     "samples",
+    "error-policy",
 ]
 MAPPING_TIMEOUT = 10.0
 
@@ -74,6 +75,8 @@ class Engine:
         vport.fenced, vport.fence_on_stop = bool(record["fenced"]), bool(record["fence_on_stop"])
         vport.state = "FROZEN" if vport.fenced else "RUNNING"
         vport.vf = record["vf"]
+        vport.wanted = record.get("wanted", record["path"])
+        vport.error_policy, vport.auto_return = record.get("error_policy"), record.get("auto_return")
         vport.generation = int(record["generation"])
         try:
             device = adapter.device(adapter.pf)
@@ -312,6 +315,14 @@ class Engine:
     async def vport_get(self, vport: str) -> dict[str, Any]:
         """The record of one vport."""
         return self._find(vport).record()
+
+    async def vport_set_policy(
+        self, vport: str, error_policy: str | None = None, auto_return: bool | None = None
+    ) -> dict[str, Any]:
+        """Set what a vport does when its storage fails; what is left out stays as it is."""
+        found = self._find(vport)
+        await found.set_policy(error_policy, auto_return)
+        return found.record()
 
     async def vport_samples(self, vport: str, since: float | None = None) -> list[dict[str, Any]]:
         """What a vport did in each of its last seconds in which something changed."""

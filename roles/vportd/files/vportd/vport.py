@@ -15,12 +15,12 @@ from vportd.lun_port import LunPort
 from vportd.mapping import Lun, only_grows, sha256
 from vportd.surroundings import Surroundings
 from vportd.vport_record import STATE_VERSION
-from vportd.vport_rings import VportRings
+from vportd.vport_return import VportReturn
 from vportd.vport_workers import ANSWER_TIMEOUT
 from vportd.worker_client import WorkerClient
 
 
-class Vport(VportRings):
+class Vport(VportReturn):
     """One vport. Public coroutines are the verbs of the RPC; all of them are idempotent and raise RpcError."""
 
     def __init__(self, name: str, adapter: Adapter, around: Surroundings, incoming: bool = False) -> None:
@@ -52,6 +52,8 @@ class Vport(VportRings):
         try:
             await self._spawn("vf")
             self.path = self._target = path
+            if path != self.wanted:
+                self._degrade("it was driven from its VF before the restart, and is on the PF path")
         except RpcError as problem:
             self._degrade(f"VF {self.vf} cannot be bound again after the restart, so it is on the PF path: {problem}")
 
@@ -72,7 +74,11 @@ class Vport(VportRings):
         deadline.
         """
         async with self._locked(timeout):
-            return await self._switch(path, timeout)
+            report = await self._switch(path, timeout)
+            if self.wanted != path:
+                self.wanted = path
+                self.save()
+            return report
 
     async def suspend(self, timeout: float) -> dict[str, Any]:
         """Suspend and drain."""
@@ -92,6 +98,8 @@ class Vport(VportRings):
             if self.state != "FROZEN":
                 if path is not None and path != self.path:
                     await self._switch(path, ANSWER_TIMEOUT)
+                    self.wanted = path
+                    self.save()
                 return self.record()
             if path is not None and path != self.path:
                 self._target = path
@@ -100,6 +108,8 @@ class Vport(VportRings):
                     await self._move(path)
                 finally:
                     self._target = self.path
+            if path is not None:
+                self.wanted = path
             self._suspended_by_user = False
             await self._thaw()
             await self._let_go()
@@ -296,9 +306,15 @@ class Vport(VportRings):
                 if fresh:
                     self.note("bound", vf=vf)
                 self.degraded = None
-            if path == self.path:
-                return None
-            return await self._switch(path, timeout)
+            before, self.wanted = self.wanted, path
+            try:
+                report = None if path == self.path else await self._switch(path, timeout)
+            except RpcError:
+                self.wanted = before
+                raise
+            if self.wanted != before:
+                self.save()
+            return report
 
     async def unbind(self, timeout: float) -> dict[str, Any] | None:
         """Move to the PF path, then let go of the VF. Returns the report of the switch, None when there was none."""
@@ -314,6 +330,7 @@ class Vport(VportRings):
             await self._close_vf()
             vf, self.vf = self.vf, None
             self.degraded = None
+            self.wanted = "pf"
             self.save()
             self.note("unbound", vf=vf)
             return report

@@ -38,6 +38,9 @@ class VportHandOver(VportWorkers):
                 break
             except WorkerDied:
                 continue
+            except WorkerRefused as problem:
+                await self._roll_back(client)
+                raise RpcError("STORAGE", f"vport {self.name} runs on, on the {self.path} path: {problem}") from problem
             except TimeoutError as problem:
                 listed = await self._roll_back(client)
                 raise RpcError(

@@ -20,7 +20,16 @@ from vportd.surroundings import Surroundings
 
 STATE_VERSION = 1
 MESSAGE_ID = "357333b0c17c4329b27de02e789f63d3"  # of all journal messages that say that a vport has changed
-WARNINGS = {"broken", "degraded", "disconnecting", "disowned", "rolled_back", "storage_failed", "worker_died"}
+WARNINGS = {
+    "broken",
+    "degraded",
+    "disconnecting",
+    "disowned",
+    "rolled_back",
+    "not_returned",
+    "storage_failed",
+    "worker_died",
+}
 
 
 class VportRecord:
@@ -37,6 +46,9 @@ class VportRecord:
         self.path = "pf"
         self.vf: str | None = None
         self.degraded: str | None = None
+        self.wanted = "pf"  # the path that somebody asked for last
+        self.error_policy: str | None = None  # None = that of the adapter
+        self.auto_return: bool | None = None
         self.generation = 0
         self.luns: tuple[Lun, ...] = ()
         self._digest: tuple[tuple[Lun, ...], str] | None = None  # of these LUNs: a million extents take a second
@@ -65,6 +77,9 @@ class VportRecord:
             "fence_on_stop": self.fence_on_stop,
             "vf": self.vf,
             "path": self.path,
+            "wanted": self.wanted,
+            "error_policy": self.error_policy,
+            "auto_return": self.auto_return,
             "generation": self.generation,
         }
         directory = self.state_path.parent
@@ -110,6 +125,16 @@ class VportRecord:
     def _degrade(self, why: str) -> None:
         self.degraded = why
         self.note("degraded", why=why)
+
+    # Policies
+
+    def policy_of(self, path: str) -> str:
+        """Return what a worker does with a request that the storage has failed (``storage_errors``)."""
+        return "leave" if path == "vf" else self.error_policy or self.adapter.config.error_policy
+
+    def returns(self) -> bool:
+        """True when the vport goes back by itself to a VF that it has lost."""
+        return self.adapter.config.auto_return if self.auto_return is None else self.auto_return
 
     # Records
 
@@ -219,6 +244,9 @@ class VportRecord:
             "generation": self.generation,
             "digest": self.digest,
             "outstanding": self.outstanding(),
+            "waiting": self.waiting(),
+            "error_policy": self.policy_of("pf"),
+            "auto_return": self.returns(),
             "luns": [self._lun_record(self.ports[one.lun]) for one in self.luns],
             "history": list(self.history),
         }

@@ -76,15 +76,17 @@ class VportRings(VportHandOver):
                     self.save()
                 return
 
-    async def stop_ring(self, port: LunPort, ring: Ring) -> None:
-        """Have nothing more taken from a ring, and return when everything taken is done, however long that is."""
+    async def stop_ring(self, port: LunPort, ring: Ring, gone: bool = False) -> None:
+        """Have nothing more taken from a ring, and return when everything taken is done, however long that is. When the
+        front end has ``gone``, what waits for the storage is left to its successor.
+        """
         while True:
             async with self.lock:
                 client = await self._active()
                 if not ring.running:
                     return
                 try:
-                    answer = await client.call("stop", lun=port.lun.lun, index=ring.index)
+                    answer = await client.call("stop", lun=port.lun.lun, index=ring.index, gone=gone)
                 except WorkerDied:
                     continue
                 ring.base = answer["last_avail"]
