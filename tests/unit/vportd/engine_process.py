@@ -73,7 +73,7 @@ class EngineProcess:
     one file.
     """
 
-    def __init__(self, directory, size=STORAGE_SIZE, settings=None, environment=None, **adapter):
+    def __init__(self, directory, size=STORAGE_SIZE, settings=None, environment=None, prefix=(), **adapter):
         self.size = size
         self.directory = Path(directory)
         self.run_dir, self.state_dir = self.directory / "run", self.directory / "state"
@@ -86,6 +86,7 @@ class EngineProcess:
         self.make_sysfs()
         self.settings = settings or {}
         self.environment = environment or {}
+        self.prefix = list(prefix)
         self.configure(**adapter)
 
     def make_storage(self):
@@ -139,7 +140,9 @@ class EngineProcess:
             stream = f"{status.st_dev}:{status.st_ino}"
             environment |= {key: value.replace("STDERR", stream) for key, value in self.environment.items()}
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "vportd", "--config", str(self.config)], env=environment, stderr=log
+                [*self.prefix, sys.executable, "-m", "vportd", "--config", str(self.config)],
+                env=environment,
+                stderr=log,
             )
         deadline = time.monotonic() + 30
         while True:

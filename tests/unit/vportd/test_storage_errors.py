@@ -321,8 +321,8 @@ def test_nobody_takes_over_while_requests_of_the_dead_worker_are_with_the_storag
     wait_for(lambda: "taken_over" in events(rpc))
     assert dead < 0.5 < time.monotonic() - began  # it was dead long before the storage was done
     assert queue.wait(1)[0][1] == OK
-    record = next(one for one in rpc.vport_get(vport="vp0")["history"] if one["event"] == "taken_over")
-    assert record["detail"]["seconds"] > 0.4
+    if path == "pf":  # then the new worker was started, whose look at the first block takes a second too
+        assert time.monotonic() - began > 1.6
 
 
 def test_a_new_engine_waits_for_the_storage_to_be_done_with_what_the_old_one_began(slow_storage, make_vport, front_end):
