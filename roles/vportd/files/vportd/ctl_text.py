@@ -59,7 +59,8 @@ def vport(record: Record, events: int) -> str:
         f"{record['vport']}: {record['state']} on path {record['path']}, VF {record['vf'] or 'none'}, "
         f"adapter {record['adapter']}",
         f"mapping of generation {record['generation']}, {record['digest'] or 'none yet'}",
-        f"{record['outstanding']} requests outstanding",
+        f"{record['outstanding']} requests outstanding, {record['waiting']} of them wait for the storage; "
+        f"error policy {record['error_policy']}, auto return {'yes' if record['auto_return'] else 'no'}",
     ]
     if flags(record):
         facts.append(f"note: {flags(record)}")
