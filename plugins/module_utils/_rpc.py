@@ -147,6 +147,16 @@ class Vportd:
             raise
         return found
 
+    def samples(self, name: str, since: float) -> list[dict[str, Any]]:
+        """What a vport did in each second after ``since``; nothing when it has gone meanwhile."""
+        try:
+            found: list[dict[str, Any]] = self.call("vport_samples", vport=name, since=since)
+        except VportdError as exc:
+            if exc.reason == "NOT_FOUND":
+                return []
+            raise
+        return found
+
     def bound_vfs(self) -> dict[str, str]:
         """VF address -> vport, for the VFs that are bound."""
         return {

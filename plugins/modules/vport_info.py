@@ -18,6 +18,11 @@ options:
     description:
       - Read this vport only. None of that name gives an empty list.
     type: str
+  samples_since:
+    description:
+      - Read what each vport did in the seconds after this time too, Unix time in seconds. V(0) reads all that there is.
+      - vportd keeps one sample for each second in which something changed, at most 900 of each vport, until it ends.
+    type: float
 extends_documentation_fragment:
   - iovlab.storage._attributes.info_module
   - iovlab.storage._options.rpc
@@ -31,11 +36,21 @@ EXAMPLES = r"""
   iovlab.storage.vport_info:
   register: there
   delegate_to: hypervisor2
+
+- name: Read what a vport did in the last minute
+  iovlab.storage.vport_info:
+    name: web1
+    samples_since: "{{ now().timestamp() - 60 }}"
 """
 
 RETURN = r"""
 vports:
-  description: The records as C(vportd) gives them, with the key C(mapping) for the mapping of each.
+  description:
+    - The records as C(vportd) gives them, with the key C(mapping) for the mapping of each.
+    - With O(samples_since), C(samples) of each is a list, the oldest first. C(time) is the end of the second that a
+      sample is of; C(path), C(state) and C(outstanding) are as they were then; C(iops) and C(bytes_per_second) are
+      rates, C(errors) and C(dirty_pages) how many came to it; C(latency_p50), C(latency_p99) and C(latency_max) are
+      seconds, 0 when no request was done.
   returned: success
   type: list
   elements: dict
@@ -74,7 +89,7 @@ from ansible_collections.iovlab.storage.plugins.module_utils._plan import Plan
 from ansible_collections.iovlab.storage.plugins.module_utils._rpc import Vportd
 from ansible_collections.iovlab.storage.plugins.module_utils._units import vport_name
 
-SPEC = RPC.merge(PLANNED, ArgumentSpec({"name": {"type": "str"}}))
+SPEC = RPC.merge(PLANNED, ArgumentSpec({"name": {"type": "str"}, "samples_since": {"type": "float"}}))
 
 
 def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
@@ -86,6 +101,9 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
             record = vportd.vport(vport_name(name, "name"))
             records = [record] if record else []
         vports = [record | {"mapping": vportd.mapping(record["vport"])} for record in records]
+        since = module.params["samples_since"]
+        if since is not None:
+            vports = [record | {"samples": vportd.samples(record["vport"], since)} for record in vports]
         return {"changed": False, "vports": vports, "adapters": vportd.adapters()}
 
 

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,21 @@ def test_the_whole_way_from_vport_to_bound_and_back(vportd: Modules) -> None:
     assert vportd.settles("vport_binding", state, vport="v1", state="absent")["vport"]["vf"] is None
     assert vportd.settles("adapter_mapping", state, vport="v1", state="absent")["generation"] in (0, 1, 2)
     assert vportd.settles("vport", state, name="v1", state="absent")["vport"] == {}
+
+
+def test_info_reads_samples_when_it_is_asked_for_them(vportd: Modules) -> None:
+    vportd.vport(name="v1")
+    vportd.adapter_mapping(vport="v1", luns=LUNS)
+    assert "samples" not in vportd.vport_info(name="v1")["vports"][0]
+
+    def samples(since: float) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = vportd.vport_info(name="v1", samples_since=since)["vports"][0]["samples"]
+        return found
+
+    wait_until(lambda: bool(samples(0)), 10, "the mapping has changed the vport, so there must be a sample")
+    last = samples(0)[-1]
+    assert (last["path"], last["state"], last["iops"]) == ("pf", "RUNNING", 0)
+    assert samples(time.time() + 60) == []
 
 
 def test_a_stale_generation_and_a_taken_vf_are_refused(vportd: Modules) -> None:

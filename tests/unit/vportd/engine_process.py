@@ -73,7 +73,7 @@ class EngineProcess:
     one file.
     """
 
-    def __init__(self, directory, size=STORAGE_SIZE, **adapter):
+    def __init__(self, directory, size=STORAGE_SIZE, settings=None, environment=None, prefix=(), **adapter):
         self.size = size
         self.directory = Path(directory)
         self.run_dir, self.state_dir = self.directory / "run", self.directory / "state"
@@ -84,6 +84,9 @@ class EngineProcess:
         self.rpcs = []
         self.make_storage()
         self.make_sysfs()
+        self.settings = settings or {}
+        self.environment = environment or {}
+        self.prefix = list(prefix)
         self.configure(**adapter)
 
     def make_storage(self):
@@ -121,8 +124,9 @@ class EngineProcess:
             "worker_user": "nobody",
             "sysfs_root": str(self.directory / "sys"),
             "dev_root": str(self.directory / "dev"),
+            **self.settings,
         }
-        self.config.write_text(json.dumps(config))
+        self.config.write_text(json.dumps(config).replace("RUN/", f"{self.run_dir}/"))
 
     def start(self):
         ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -132,8 +136,13 @@ class EngineProcess:
         ready.settimeout(0.05)
         environment = {**os.environ, "PYTHONPATH": str(PACKAGES), "NOTIFY_SOCKET": str(ready_path)}
         with open(self.log, "ab") as log:
+            status = os.fstat(log.fileno())
+            stream = f"{status.st_dev}:{status.st_ino}"
+            environment |= {key: value.replace("STDERR", stream) for key, value in self.environment.items()}
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "vportd", "--config", str(self.config)], env=environment, stderr=log
+                [*self.prefix, sys.executable, "-m", "vportd", "--config", str(self.config)],
+                env=environment,
+                stderr=log,
             )
         deadline = time.monotonic() + 30
         while True:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.unit.vportd.engine_process import PACKAGES, VF0
 from tests.unit.vportd.frontend import IN, OK, OUT
+from tests.unit.vportd.test_paths import wait_for
 from vportd import ctl_text
 
 PROGRAM = PACKAGES / "vportctl"
@@ -53,6 +54,7 @@ def test_every_command_says_what_the_engine_says(ctl, engine, front_end):
 def test_a_refusal_is_one_line_and_exit_status_1(ctl):
     assert ctl("show", "none", expected=1) == "vportctl: NOT_FOUND: there is no vport 'none': those there are are vp0\n"
     assert ctl("state", "vp0", expected=1).startswith("vportctl: BAD_STATE: ")
+    assert json.loads(ctl("--json", "state", "vp0", expected=1))["error"]["data"]["reason"] == "BAD_STATE"
     assert "is vportd running" in ctl("--socket", "/nonexistent", "list", expected=1)
 
 
@@ -60,6 +62,19 @@ def test_top_shows_what_happened_between_two_looks(ctl):
     (row,) = json.loads(ctl("--json", "top", "--interval", "0.05", "--count", "1"))
     assert (row["vport"], row["reads"]) == ("vp0", 0)
     assert ctl("top", "--interval", "0.05", "--count", "2").count("VPORT") == 2
+
+
+def test_policy_and_samples(ctl, engine, front_end):
+    assert ctl("policy", "vp0") == "error policy report, auto return no\n"
+    assert ctl("policy", "vp0", "--error-policy", "wait", "--auto-return", "yes") == (
+        "error policy wait, auto return yes\n"
+    )
+    assert json.loads(ctl("policy", "vp0", "--json")) == {"vport": "vp0", "error_policy": "wait", "auto_return": True}
+    queue = front_end(engine.socket()).start()
+    assert queue.do(OUT, 0, b"c" * 4096)[0] == OK
+    wait_for(lambda: any(one["iops"] for one in json.loads(ctl("--json", "samples", "vp0"))))
+    assert "RUNNING" in ctl("samples", "vp0")
+    assert ctl("samples", "vp0", "--last", "0").count("\n") == 1
 
 
 def test_rates_and_percentiles_come_from_the_difference():
@@ -77,13 +92,36 @@ def test_rates_and_percentiles_come_from_the_difference():
 
 def test_help_tells_each_command_and_completion_is_bash(ctl):
     text = ctl("--help")
-    for command in ("list", "show", "mapping", "state", "suspend", "resume", "switch", "top", "completion"):
+    commands = [
+        "list",
+        "show",
+        "mapping",
+        "state",
+        "suspend",
+        "resume",
+        "switch",
+        "policy",
+        "top",
+        "samples",
+        "completion",
+    ]
+    for command in commands:
         assert f"    {command} " in text
+        assert len(ctl(command, "--help").splitlines()) > 6
     script = ctl("completion")
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
-    typed = 'COMP_WORDS=(vportctl sw) COMP_CWORD=1; _vportctl; echo "${COMPREPLY[@]}"'
-    done = subprocess.run(["bash", "-c", script + typed], capture_output=True, text=True, check=True)
-    assert done.stdout == "switch\n"
+
+    def completed(*words):
+        typed = f'COMP_WORDS=({" ".join(words)}) COMP_CWORD={len(words) - 1}; _vportctl; echo "${{COMPREPLY[@]}}"'
+        done = subprocess.run(["bash", "-c", script + typed], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert completed("vportctl", "sw") == "switch"
+    assert completed("vportctl", "policy", "vp0", "--a") == "--auto-return"
+    assert completed("vportctl", "policy", "vp0", "--error-policy", "w") == "wait"
+    assert completed("vportctl", "top", "--co") == "--count"
+    assert completed("vportctl", "list", "--co") == ""
+    assert json.loads(ctl("--json", "completion")) == script
     assert Path(PROGRAM).stat().st_mode & 0o111
 
 

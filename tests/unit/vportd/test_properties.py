@@ -25,6 +25,7 @@ from vportd.front_end import FrontEnd
 from vportd.inflight import InflightRegion, queue_region_size
 from vportd.memory import MemoryMap, Region
 from vportd.storage import FileStorage, ThreadStorage
+from vportd.storage_errors import StorageErrors
 from vportd.virtqueue import Virtqueue
 
 SIZE, MEMORY = 16, 1 << 16
@@ -104,7 +105,7 @@ def ring_stands(storage, table, start, indirect, heads, jump, header, features):
         while blk.service(queue):
             pass
         while queue.outstanding:
-            blk.complete(storage.reap())
+            blk.complete(storage.reap(), StorageErrors("report"))
         image = os.pread(storage.fd, STORAGE, 0)
         for block in set(range(STORAGE // BLOCK)) - WRITABLE:
             assert image[block * BLOCK : (block + 1) * BLOCK] == b"\xa5" * BLOCK, f"block {block} is not the guest's"

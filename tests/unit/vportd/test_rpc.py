@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -260,26 +259,12 @@ def test_only_root_is_answered(engine):
     for parent in path.parents:
         if str(parent).startswith("/tmp/"):
             os.chmod(parent, 0o755)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        answer = b"?"
-        try:
-            os.setgid(65534)
-            os.setuid(65534)
-            with socket.socket(socket.AF_UNIX) as sock:
-                sock.connect(str(path))
-                sock.settimeout(10)
-                answer = sock.recv(4096)
-        except OSError as problem:
-            answer = repr(problem).encode()
-        finally:
-            os.write(writer, answer)
-            os._exit(0)
-    os.close(writer)
-    os.waitpid(child, 0)
-    with os.fdopen(reader, "rb") as pipe:
-        assert json.loads(pipe.read())["error"]["data"]["reason"] == "REFUSED"
+    ask = (
+        "import os, socket, sys; os.setgid(65534); os.setuid(65534); sock = socket.socket(socket.AF_UNIX);"
+        "sock.connect(sys.argv[1]); sock.settimeout(10); print(sock.recv(4096).decode())"
+    )
+    done = subprocess.run([sys.executable, "-c", ask, str(path)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["error"]["data"]["reason"] == "REFUSED"
     assert engine.rpc().get_version()["protocol"] == 1
 
 

@@ -16,10 +16,16 @@ from vportd import journal
 from vportd.config import Config, read_config
 from vportd.engine import Engine
 from vportd.errors import ConfigError
+from vportd.metrics import exposition
+from vportd.metrics_server import MetricsServer
 from vportd.rpc import RpcServer
 from vportd.surroundings import Surroundings
 
 LOCK_TIMEOUT = 60.0  # seconds to wait for the workers of an engine that was killed
+
+
+class LockHeld(ConfigError):
+    """The run directory is still in use; that may end by itself."""
 
 
 def notify(state: str) -> None:
@@ -45,7 +51,7 @@ def take_lock(path: Path) -> int:
     """Return a descriptor with the lock of this run directory. Each worker holds it too, so once it is here no
     earlier worker is left.
 
-    Raises ConfigError when another engine keeps it.
+    Raises LockHeld when it stays held: by another engine, or by I/O of a worker that the storage does not end.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + LOCK_TIMEOUT
@@ -56,8 +62,9 @@ def take_lock(path: Path) -> int:
             return fd
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"{path} is held: another engine, or a worker that cannot end, is on this run directory"
+                raise LockHeld(
+                    f"{path} is held: another engine is on this run directory, or the storage is still busy with what "
+                    f"a dead worker gave to it"
                 ) from None
         if not said:
             journal.info("waiting for the end of an earlier engine or its workers")
@@ -77,7 +84,7 @@ def surroundings(config: Config) -> Surroundings:
         lock_fd = take_lock(run_dir / "vportd.lock")
     except OSError as problem:
         raise ConfigError(f"run_dir {run_dir} or state_dir {state_dir} cannot be used: {problem}") from problem
-    return Surroundings(run_dir, state_dir, socket_owner, worker_ids, lock_fd)
+    return Surroundings(run_dir, state_dir, socket_owner, worker_ids, lock_fd, config.sample_seconds)
 
 
 async def serve(config: Config, around: Surroundings) -> None:
@@ -87,6 +94,10 @@ async def serve(config: Config, around: Surroundings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     engine = Engine(config, around)
+    metrics = None
+    if config.metrics is not None:
+        metrics = MetricsServer(config.metrics, lambda: exposition(list(engine.vports.values()), len(engine.refused)))
+        await metrics.open()
     await engine.restore()
     rpc = RpcServer(engine, around.run_dir / "rpc.sock")
     await rpc.open()
@@ -95,6 +106,8 @@ async def serve(config: Config, around: Surroundings) -> None:
     await stop.wait()
     notify("STOPPING=1")
     await rpc.close()
+    if metrics is not None:
+        await metrics.close()
     await engine.close()
     journal.info("ended")
 
@@ -107,13 +120,21 @@ def main(arguments: list[str] | None = None) -> int:
     if sys.byteorder != "little":
         journal.error("this engine runs on little-endian machines only: virtio 1.x rings are shared as they are")
         return 2
+    journal.connect(os.environ.get("VPORTD_JOURNAL", journal.SOCKET), os.environ.get("JOURNAL_STREAM"))
     try:
         config = read_config(chosen.config)
         around = surroundings(config)
+    except LockHeld as problem:  # the service manager tries again
+        journal.error(str(problem))
+        return 1
     except ConfigError as problem:
         journal.error(str(problem))
         return 2
-    asyncio.run(serve(config, around))
+    try:
+        asyncio.run(serve(config, around))
+    except ConfigError as problem:
+        journal.error(str(problem))
+        return 2
     return 0
 
 

@@ -24,16 +24,8 @@ class BlockDevice:
     size: int
     block_size: int
     identity: str
-    inflight: Path
     discards: bool
     zeroes: bool
-
-    def is_idle(self) -> bool:
-        """True when the kernel has no request on this block device (the only user is one worker, for a VF's)."""
-        try:
-            return self.inflight.read_text().split() == ["0", "0"]
-        except OSError:
-            return True
 
 
 def _read(path: Path) -> str | None:
@@ -95,7 +87,6 @@ class Adapter:
             int(size) * SECTOR_SIZE,
             block_size,
             identity,
-            path / "inflight",
             _number(path / "queue/discard_max_bytes") > 0,
             _number(path / "queue/write_zeroes_max_bytes") > 0,
         )

@@ -13,7 +13,9 @@ from vportd.blk_queue import (
     DIRTY_PAGES,
     ERRORS,
     HISTOGRAM,
+    LATENCY,
     READS,
+    WORST,
     WRITES,
     Queue,
     Request,
@@ -28,9 +30,15 @@ from vportd.virtio_spec import (
 )
 from vportd.virtqueue import Chain
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vportd.storage_errors import StorageErrors
+
 ROUNDS = 16  # passes over one queue before the other queues and the control channel get their turn
 
 PATIENCE = 50e-6  # seconds that an empty ring is looked into at most, before the driver is asked for a notification
+
+Batches = dict[Queue, tuple[list[tuple[int, int]], list[Chain]]]
 
 _clock = time.perf_counter
 _header = struct.Struct(VIRTIO_BLK_REQ_HEADER).unpack_from
@@ -129,8 +137,7 @@ def service(queue: Queue) -> bool:
                     done.append((head, written))
             if done:
                 batch, written_to, done, dirty = done, dirty, [], []
-                bucket = int((_clock() - began) * 1e6).bit_length()
-                queue.counters[HISTOGRAM + (bucket if bucket < BUCKETS else BUCKETS - 1)] += len(batch)
+                _count_latency(queue.counters, int((_clock() - began) * 1e6), len(batch))
                 _give(queue, batch, written_to)
             if not synchronous:
                 storage.kick()
@@ -147,6 +154,14 @@ def service(queue: Queue) -> bool:
     queue.publish()
     queue.waiting_since = _clock()
     return more
+
+
+def _count_latency(counters: memoryview, microseconds: int, requests: int) -> None:
+    bucket = microseconds.bit_length()
+    counters[HISTOGRAM + (bucket if bucket < BUCKETS else BUCKETS - 1)] += requests
+    counters[LATENCY] += microseconds * requests
+    if microseconds > counters[WORST]:
+        counters[WORST] = microseconds
 
 
 def _await(queue: Queue) -> bool:
@@ -207,13 +222,44 @@ def _give(queue: Queue, done: list[tuple[int, int]], dirty: list[Chain]) -> None
         queue.signal()
 
 
-def complete(completions: list[Completion]) -> list[Queue]:
-    """Give back the requests whose last operation is among ``completions``; return the queues touched.
+def _finish(request: Request, now: float, batches: "Batches") -> None:
+    queue = request.queue
+    batch = batches.get(queue)
+    if batch is None:
+        batch = batches[queue] = ([], [])
+    _count_latency(queue.counters, int((now - request.taken) * 1e6), 1)
+    del queue.outstanding[request.head]
+    batch[0].append((request.head, request.total + 1 if request.operation == READ else 1))
+    batch[1].append(request.dirty)
+
+
+def again(queue: Queue, requests: list[Request]) -> None:
+    """Begin requests anew that the storage has failed; their time goes on."""
+    try:
+        chains = [(request.head, queue.ring.chain(request.head)) for request in requests]
+    except (RingBroken, MemoryFault) as problem:
+        chains = []
+        queue.broken = str(problem)
+    for request in requests:
+        del queue.outstanding[request.head]
+    if queue.broken is not None:
+        return
+    queue.again += chains
+    service(queue)
+    for request in requests:
+        if request.head in queue.outstanding:
+            queue.outstanding[request.head].taken = request.taken
+
+
+def complete(completions: list[Completion], errors: "StorageErrors") -> list[Queue]:
+    """Give back the requests whose last operation is among ``completions``; return the queues touched. ``errors`` may
+    hold those that have failed.
 
     An operation that moved fewer bytes than it should makes its request fail.
     """
     now = _clock()
-    batches: dict[Queue, tuple[list[tuple[int, int]], list[Chain]]] = {}
+    failed: list[Request] = []
+    batches: Batches = {}
     for token, result in completions:
         assert isinstance(token, Request)
         token.left -= 1
@@ -223,21 +269,17 @@ def complete(completions: list[Completion]) -> list[Queue]:
             token.missing -= result
         if token.left:
             continue
-        queue = token.queue
-        batch = batches.get(queue)
-        if batch is None:
-            batch = batches[queue] = ([], [])
         if token.failed or token.missing:
-            queue.counters[ERRORS] += 1
+            failed.append(token)
+            continue
+        count(token.queue.counters, token.operation, token.total)
+        token.status[0] = VIRTIO_BLK_S_OK
+        _finish(token, now, batches)
+    if failed:
+        for token in errors.take(failed):
+            token.queue.counters[ERRORS] += 1
             token.status[0] = status_of(token.failed) if token.operation > FLUSH else VIRTIO_BLK_S_IOERR
-        else:
-            count(queue.counters, token.operation, token.total)
-            token.status[0] = VIRTIO_BLK_S_OK
-        bucket = int((now - token.taken) * 1e6).bit_length()
-        queue.counters[HISTOGRAM + (bucket if bucket < BUCKETS else BUCKETS - 1)] += 1
-        del queue.outstanding[token.head]
-        batch[0].append((token.head, token.total + 1 if token.operation == READ else 1))
-        batch[1].append(token.dirty)
+            _finish(token, now, batches)
     for queue, (done, dirty) in batches.items():
         try:
             _give(queue, done, dirty)

@@ -13,6 +13,7 @@ from vportd.virtqueue import Chain, Virtqueue
 # Words of the counters of one queue, 64 bits each, in memory shared with the engine's process
 LAST_AVAIL, USED, OUTSTANDING, READS, WRITES, FLUSHES, ERRORS, BYTES_READ, BYTES_WRITTEN, DIRTY_PAGES = range(10)
 DISCARDS, ZEROES = 10, 11
+LATENCY, WORST, HELD = 12, 13, 14  # us: of all requests, of the longest; requests that wait for the storage
 HISTOGRAM, BUCKETS = 16, 24  # word HISTOGRAM + n counts requests that took less than 2**n us, the last all others
 COUNTERS_SIZE = 512  # bytes a queue
 

@@ -8,19 +8,23 @@ from typing import Any
 
 from vportd.errors import ConfigError
 
+POLICIES = ("report", "wait")
 PCI_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """One adapter: PCI address of its PF, namespace, and - for tests and labs - latency in seconds (low, high) and
-    back end.
+    """One adapter: PCI address of its PF, namespace, what is done when the storage fails, and - for tests and labs -
+    latency in seconds (low, high), back end, and a file that says what fails.
     """
 
     pf: str
     nsid: int = 1
     latency: tuple[float, float] | None = None
     backend: str = "auto"
+    error_policy: str = "report"
+    auto_return: bool = False
+    faults: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class Config:
     run_dir: str = "/run/vportd"
     socket_user: str = "libvirt-qemu"
     worker_user: str = "vportd"
+    metrics: str | None = None
+    sample_seconds: float = 1.0
     sysfs_root: str = "/sys"
     dev_root: str = "/dev"
 
@@ -52,11 +58,30 @@ def _latency(where: str, value: object) -> tuple[float, float] | None:
     return (low, high) if high else None
 
 
+def metrics_address(value: object) -> tuple[str, int] | str | None:
+    """Return where the metrics are to be had: the path of a Unix socket, (address, port) on loopback, or None.
+    Raises ConfigError.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        host, _, port = value.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if value.startswith("/"):
+            return value
+        if port.isdecimal() and 0 < int(port) < 65536 and host in ("127.0.0.1", "::1"):
+            return host, int(port)
+    raise ConfigError(
+        f"metrics is {value!r}: it must be the path of a Unix socket, or an address and port on loopback such as "
+        f"127.0.0.1:9753"
+    )
+
+
 def _adapter(number: int, record: object) -> AdapterConfig:
     where = f"adapters[{number}]"
     if not isinstance(record, dict):
         raise ConfigError(f"{where} is {record!r}: it must be an object with pf and nsid")
-    unknown = sorted(set(record) - {"pf", "nsid", "latency", "backend"})
+    unknown = sorted(set(record) - {"pf", "nsid", "latency", "backend", "error_policy", "auto_return", "faults"})
     if unknown:
         raise ConfigError(f"{where}: unknown key {unknown[0]!r}: remove it")
     pf = record.get("pf")
@@ -68,7 +93,16 @@ def _adapter(number: int, record: object) -> AdapterConfig:
     backend = record.get("backend", "auto")
     if backend not in ("auto", "file", "threads", "uring"):
         raise ConfigError(f"{where}: backend is {backend!r}: it must be auto, file, threads or uring")
-    return AdapterConfig(pf, nsid, _latency(where, record.get("latency")), backend)
+    policy = record.get("error_policy", "report")
+    if policy not in POLICIES:
+        raise ConfigError(f"{where}: error_policy is {policy!r}: it must be {' or '.join(POLICIES)}")
+    auto_return = record.get("auto_return", False)
+    if not isinstance(auto_return, bool):
+        raise ConfigError(f"{where}: auto_return is {auto_return!r}: it must be true or false")
+    faults = record.get("faults")
+    if faults is not None and not (isinstance(faults, str) and faults.startswith("/")):
+        raise ConfigError(f"{where}: faults is {faults!r}: it must be an absolute path")
+    return AdapterConfig(pf, nsid, _latency(where, record.get("latency")), backend, policy, auto_return, faults)
 
 
 def parse_config(text: str) -> Config:
@@ -86,6 +120,11 @@ def parse_config(text: str) -> Config:
                 raise ConfigError(f"{key} is {value!r}: it must be a string that is not empty")
             if key.endswith(("_dir", "_root")) and not value.startswith("/"):
                 raise ConfigError(f"{key} is {value!r}: it must be an absolute path")
+        elif key == "metrics":
+            metrics_address(value)
+        elif key == "sample_seconds":
+            if not _is_number(value) or not 0.01 <= value <= 60:
+                raise ConfigError(f"sample_seconds is {value!r}: it must be a number from 0.01 to 60")
         elif key != "adapters":
             raise ConfigError(f"unknown key {key!r}: remove it")
     adapters = record.pop("adapters", None)

@@ -7,7 +7,11 @@ from typing import Any
 
 
 class CtlError(Exception):
-    """The engine cannot be asked, or has refused; ``str()`` is one clear line."""
+    """The engine cannot be asked, or has refused; ``str()`` is one clear line, ``error`` what the engine has said."""
+
+    def __init__(self, message: str, error: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.error = error
 
 
 class Client:
@@ -35,5 +39,5 @@ class Client:
         answer = json.loads(line)
         if "error" in answer:
             reason = answer["error"].get("data", {}).get("reason", answer["error"]["code"])
-            raise CtlError(f"{reason}: {answer['error']['message']}")
+            raise CtlError(f"{reason}: {answer['error']['message']}", answer["error"])
         return answer["result"]

@@ -59,7 +59,8 @@ def vport(record: Record, events: int) -> str:
         f"{record['vport']}: {record['state']} on path {record['path']}, VF {record['vf'] or 'none'}, "
         f"adapter {record['adapter']}",
         f"mapping of generation {record['generation']}, {record['digest'] or 'none yet'}",
-        f"{record['outstanding']} requests outstanding",
+        f"{record['outstanding']} requests outstanding, {record['waiting']} of them wait for the storage; "
+        f"error policy {record['error_policy']}, auto return {'yes' if record['auto_return'] else 'no'}",
     ]
     if flags(record):
         facts.append(f"note: {flags(record)}")
@@ -150,6 +151,26 @@ def rates(before: list[Record], after: list[Record], seconds: float) -> list[Rec
                 histogram[bucket] += max(0, count - (then["latency_us"][bucket] if then else 0))
         found.append({**row, **{name: value / seconds for name, value in sums.items()}, "histogram": histogram})
     return found
+
+
+def samples(found: list[Record]) -> str:
+    """Return the samples of a vport, one a line."""
+    rows: list[list[object]] = [
+        [
+            time.strftime("%H:%M:%S", time.localtime(one["time"])),
+            one["state"],
+            one["path"],
+            f"{one['iops']:.0f}",
+            f"{one['bytes_per_second'] / 2**20:.1f}",
+            one["outstanding"],
+            *(f"{one[f'latency_{name}'] * 1e3:.3f}" for name in ("p50", "p99", "max")),
+            one["dirty_pages"],
+            one["errors"],
+        ]
+        for one in found
+    ]
+    head = ["TIME", "STATE", "PATH", "IOPS", "MiB/s", "OUT", "P50 ms", "P99 ms", "MAX ms", "DIRTY", "ERR"]
+    return table(head, rows)
 
 
 def top(found: list[Record]) -> str:

@@ -16,7 +16,19 @@ from vportd.vport import Vport
 
 VPORT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,14}")
 PROTOCOL = 1
-FEATURES = ["mapping", "binding", "switch", "suspend", "queue-state", "fence", "dirty-log", "inflight", "history"]
+FEATURES = [
+    "mapping",
+    "binding",
+    "switch",
+    "suspend",
+    "queue-state",
+    "fence",
+    "dirty-log",
+    "inflight",
+    "history",
+    "samples",
+    "error-policy",
+]
 MAPPING_TIMEOUT = 10.0
 
 
@@ -63,6 +75,8 @@ class Engine:
         vport.fenced, vport.fence_on_stop = bool(record["fenced"]), bool(record["fence_on_stop"])
         vport.state = "FROZEN" if vport.fenced else "RUNNING"
         vport.vf = record["vf"]
+        vport.wanted = record.get("wanted", record["path"])
+        vport.error_policy, vport.auto_return = record.get("error_policy"), record.get("auto_return")
         vport.generation = int(record["generation"])
         try:
             device = adapter.device(adapter.pf)
@@ -301,6 +315,18 @@ class Engine:
     async def vport_get(self, vport: str) -> dict[str, Any]:
         """The record of one vport."""
         return self._find(vport).record()
+
+    async def vport_set_policy(
+        self, vport: str, error_policy: str | None = None, auto_return: bool | None = None
+    ) -> dict[str, Any]:
+        """Set what a vport does when its storage fails; what is left out stays as it is."""
+        found = self._find(vport)
+        await found.set_policy(error_policy, auto_return)
+        return found.record()
+
+    async def vport_samples(self, vport: str, since: float | None = None) -> list[dict[str, Any]]:
+        """What a vport did in each of its last seconds in which something changed."""
+        return self._find(vport).sampler.since(since)
 
     async def vport_delete(self, vport: str, force: bool = False) -> dict[str, Any]:
         """Delete a vport, with its mapping; one that is gone already is fine."""

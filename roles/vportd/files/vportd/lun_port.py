@@ -32,7 +32,7 @@ class Server(Protocol):
     async def log_changed(self, port: "LunPort") -> None: ...
     async def call_changed(self, port: "LunPort", ring: Ring) -> None: ...
     async def start_ring(self, port: "LunPort", ring: Ring) -> None: ...
-    async def stop_ring(self, port: "LunPort", ring: Ring) -> None: ...
+    async def stop_ring(self, port: "LunPort", ring: Ring, gone: bool = False) -> None: ...
     async def rings_stopping(self) -> None: ...
     async def forget(self, port: "LunPort") -> None: ...
 
@@ -112,15 +112,11 @@ class LunPort:
                 await asyncio.sleep(1)
                 continue
             front = self.front = FrontEnd(connection, self)
-            who = f"{self.address}: front end {front.connection.comm} (pid {front.connection.pid})"
-            journal.info(f"{who} has connected")
             self.vport.note("connected", lun=self.lun.lun, pid=front.connection.pid, comm=front.connection.comm)
             started = time.monotonic()
             try:
                 await front.serve()
-                journal.info(f"{who} has disconnected after {time.monotonic() - started:.1f} s")
             except (VportdError, OSError) as problem:
-                journal.warning(f"{who} is disconnected: {problem}")
                 self.vport.note("disconnecting", lun=self.lun.lun, why=str(problem))
             except asyncio.CancelledError:
                 self.front = None
@@ -130,14 +126,14 @@ class LunPort:
             try:
                 for ring in front.rings:
                     if ring.running:
-                        await self.stop_ring(ring)
+                        await self.vport.stop_ring(self, ring, gone=True)
                 await self.vport.forget(self)
             except VportdError as problem:
                 journal.error(f"{self.address}: after the front end has gone: {problem}")
             finally:
                 self.front = None
                 front.close()
-            self.vport.note("disconnected", lun=self.lun.lun)
+            self.vport.note("disconnected", lun=self.lun.lun, seconds=time.monotonic() - started)
 
     # front_end.Owner
 

@@ -36,6 +36,8 @@ METHODS = (
     "vport_unfence",
     "vport_list",
     "vport_get",
+    "vport_set_policy",
+    "vport_samples",
     "vport_delete",
 )
 

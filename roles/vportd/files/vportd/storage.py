@@ -12,6 +12,7 @@ import errno
 import fcntl
 import mmap
 import os
+import select
 import stat
 
 from vportd.errors import StorageError
@@ -252,9 +253,30 @@ def open_storage(path: str) -> int:
         raise StorageError(f"cannot open the storage {path}: {problem.strerror}") from problem
 
 
-def make_storage(fd: int, block_size: int, latency: tuple[float, float] | None, kind: str = "auto") -> Storage:
+def read_first_block(storage: Storage, block_size: int) -> int:
+    """Return what reading the first block comes to: bytes, or a negative errno."""
+    token = object()
+    poller = select.poll()
+    if storage.event_fd >= 0:
+        poller.register(storage.event_fd, select.POLLIN)
+    storage.submit(token, READ, 0, [memoryview(mmap.mmap(-1, mmap.PAGESIZE))[:block_size]])
+    storage.kick()
+    while not (done := storage.reap()):
+        wait = storage.timeout()
+        poller.poll(None if wait < 0 else wait * 1000)
+    return done[0][1]
+
+
+def make_storage(
+    fd: int,
+    block_size: int,
+    latency: tuple[float, float] | None,
+    kind: str = "auto",
+    proofs: "list[int] | None" = None,
+) -> Storage:
     """Return the back end for ``fd``: ``kind`` auto, file, threads or uring. ``block_size`` is the alignment that
-    O_DIRECT asks for, in bytes.
+    O_DIRECT asks for, in bytes. ``proofs`` are descriptors that stay open while I/O is under way, whatever becomes of
+    this process.
     """
 
     direct = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
@@ -265,7 +287,7 @@ def make_storage(fd: int, block_size: int, latency: tuple[float, float] | None, 
     elif kind in ("auto", "uring"):
         from vportd.uring import UringStorage
 
-        storage = UringStorage.probe(fd, alignment)
+        storage = UringStorage.probe(fd, alignment, proofs)
     if storage is None:
         storage = ThreadStorage(fd, alignment)
     if latency is not None:

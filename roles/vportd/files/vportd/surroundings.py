@@ -7,8 +7,8 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all vports share: directories, who owns sockets and workers (None = leave it), and the lock each worker
-    holds.
+    """What all vports share: directories, who owns sockets and workers (None = leave it), the lock each worker
+    holds, and how often they are looked at while they do something.
     """
 
     run_dir: Path
@@ -16,3 +16,4 @@ class Surroundings:
     socket_owner: tuple[int, int] | None
     worker_ids: tuple[int, int] | None
     lock_fd: int
+    sample_seconds: float = 1.0

@@ -23,13 +23,14 @@ from vportd.storage import (
     scatter,
 )
 
-_SYS_SETUP, _SYS_ENTER = 425, 426  # the same on every architecture
+_SYS_SETUP, _SYS_ENTER, _SYS_REGISTER = 425, 426, 427  # the same on every architecture
 _OFF_SQ_RING, _OFF_SQES = 0, 0x10000000
 _FEAT_SINGLE_MMAP, _FEAT_NODROP = 1, 2
 _OP_READV, _OP_WRITEV, _OP_FSYNC, _OP_FALLOCATE, _OP_READ, _OP_WRITE = 1, 2, 3, 17, 22, 23
 _FSYNC_DATASYNC = 1
 _SETUP_CLAMP = 1 << 4
 _ENTER_GETEVENTS = 1
+_REGISTER_FILES = 2
 _SQE = struct.Struct("<BBHiQQIIQQQQ")  # opcode, flags, ioprio, fd, off, addr, len, op flags, user_data, rest
 _IOVEC = struct.Struct("=QQ")
 _IOV_MAX = 128
@@ -55,9 +56,10 @@ class UringStorage(Storage):
 
     name = "io_uring"
 
-    def __init__(self, fd: int, alignment: int) -> None:
-        """``alignment`` = that of O_DIRECT in bytes, or 1. Raises OSError when the kernel has, or allows, no
-        io_uring.
+    def __init__(self, fd: int, alignment: int, proofs: "list[int] | None" = None) -> None:
+        """``alignment`` = that of O_DIRECT in bytes, or 1. ``proofs`` = descriptors that stay open until all that was
+        submitted is done, even when this process has died long before. Raises OSError when the kernel has, or allows,
+        no io_uring.
         """
         super().__init__(fd)
         parameters = bytearray(120)
@@ -81,6 +83,13 @@ class UringStorage(Storage):
         self._sq_mask, self._cq_mask, self._cqes = words[sq[2] // 4], words[cq[2] // 4], cq[5]
         for index in range(sq_entries):
             words[sq[6] // 4 + index] = index
+        if proofs:
+            numbers = memoryview(bytearray(struct.pack(f"={len(proofs)}i", *proofs)))
+            try:
+                _syscall(_SYS_REGISTER, self.event_fd, _REGISTER_FILES, _address(numbers), len(proofs))
+            except OSError:
+                os.close(self.event_fd)
+                raise
         self._alignment = alignment
         self._free = list(range(sq_entries))
         self._slots: list[tuple[Token, int, int, list[memoryview], list[memoryview], memoryview | None, int] | None] = [
@@ -93,10 +102,10 @@ class UringStorage(Storage):
         self._queued = 0
 
     @classmethod
-    def probe(cls, fd: int, alignment: int) -> "UringStorage | None":
+    def probe(cls, fd: int, alignment: int, proofs: "list[int] | None" = None) -> "UringStorage | None":
         """Return a back end that has just read the first block through the ring, or None where that does not work."""
         try:
-            storage = cls(fd, alignment)
+            storage = cls(fd, alignment, proofs)
         except (OSError, ValueError):
             return None
         buffer = memoryview(mmap.mmap(-1, max(mmap.PAGESIZE, alignment)))

@@ -109,7 +109,7 @@ class Virtqueue:
         Chains found in flight always win over ``base``: they were taken, and their requests were not given back.
         """
         heads = self.region.recover(self.used)
-        again = [(head, self._chain(head)) for head in heads]
+        again = [(head, self.chain(head)) for head in heads]
         if heads or base is None:
             self.last_avail = (self.used + len(heads)) & 0xFFFF
         else:
@@ -192,7 +192,7 @@ class Virtqueue:
             self.region.counter = counter & 0xFFFFFFFF_FFFFFFFF
         return taken
 
-    def _chain(self, head: int) -> Chain:
+    def chain(self, head: int) -> Chain:
         """Return the chain that starts at ``head``, the slow way. Raises RingBroken, MemoryFault."""
         address, length, flags, _ = _one(self.desc, head << 4)
         if not flags & _INDIRECT:

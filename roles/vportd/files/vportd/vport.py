@@ -9,19 +9,18 @@ from typing import Any
 
 from vportd.adapter import Adapter
 from vportd.blk_config import QUEUES
-from vportd.blk_queue import COUNTERS_SIZE
 from vportd.errors import RpcError, VportdError, WorkerDied, WorkerRefused
 from vportd.front_end_state import Ring
 from vportd.lun_port import LunPort
 from vportd.mapping import Lun, only_grows, sha256
 from vportd.surroundings import Surroundings
 from vportd.vport_record import STATE_VERSION
-from vportd.vport_rings import VportRings
+from vportd.vport_return import VportReturn
 from vportd.vport_workers import ANSWER_TIMEOUT
 from vportd.worker_client import WorkerClient
 
 
-class Vport(VportRings):
+class Vport(VportReturn):
     """One vport. Public coroutines are the verbs of the RPC; all of them are idempotent and raise RpcError."""
 
     def __init__(self, name: str, adapter: Adapter, around: Surroundings, incoming: bool = False) -> None:
@@ -46,12 +45,15 @@ class Vport(VportRings):
                 await self.close()
                 raise
             self._make_ports()
+            self.sampler.start()
 
     async def _restore_binding(self, path: str) -> None:
         """After a restart of the engine: bind again where that is possible, else stay on the PF path and say so."""
         try:
             await self._spawn("vf")
             self.path = self._target = path
+            if path != self.wanted:
+                self._degrade("it was driven from its VF before the restart, and is on the PF path")
         except RpcError as problem:
             self._degrade(f"VF {self.vf} cannot be bound again after the restart, so it is on the PF path: {problem}")
 
@@ -72,7 +74,11 @@ class Vport(VportRings):
         deadline.
         """
         async with self._locked(timeout):
-            return await self._switch(path, timeout)
+            report = await self._switch(path, timeout)
+            if self.wanted != path:
+                self.wanted = path
+                self.save()
+            return report
 
     async def suspend(self, timeout: float) -> dict[str, Any]:
         """Suspend and drain."""
@@ -92,6 +98,8 @@ class Vport(VportRings):
             if self.state != "FROZEN":
                 if path is not None and path != self.path:
                     await self._switch(path, ANSWER_TIMEOUT)
+                    self.wanted = path
+                    self.save()
                 return self.record()
             if path is not None and path != self.path:
                 self._target = path
@@ -100,6 +108,8 @@ class Vport(VportRings):
                     await self._move(path)
                 finally:
                     self._target = self.path
+            if path is not None:
+                self.wanted = path
             self._suspended_by_user = False
             await self._thaw()
             await self._let_go()
@@ -254,9 +264,7 @@ class Vport(VportRings):
                 kept = {one.lun for one in luns}
                 for lun in set(self.ports) - kept:
                     await self.ports.pop(lun).close()
-                    first = lun * QUEUES * (COUNTERS_SIZE // 8)
-                    for word in range(first, first + QUEUES * (COUNTERS_SIZE // 8)):
-                        self._counters[word] = 0
+                    self.counters.forget(lun)
                 self._make_ports()
             finally:
                 if frozen:
@@ -298,9 +306,15 @@ class Vport(VportRings):
                 if fresh:
                     self.note("bound", vf=vf)
                 self.degraded = None
-            if path == self.path:
-                return None
-            return await self._switch(path, timeout)
+            before, self.wanted = self.wanted, path
+            try:
+                report = None if path == self.path else await self._switch(path, timeout)
+            except RpcError:
+                self.wanted = before
+                raise
+            if self.wanted != before:
+                self.save()
+            return report
 
     async def unbind(self, timeout: float) -> dict[str, Any] | None:
         """Move to the PF path, then let go of the VF. Returns the report of the switch, None when there was none."""
@@ -316,6 +330,7 @@ class Vport(VportRings):
             await self._close_vf()
             vf, self.vf = self.vf, None
             self.degraded = None
+            self.wanted = "pf"
             self.save()
             self.note("unbound", vf=vf)
             return report
@@ -338,4 +353,5 @@ class Vport(VportRings):
                 await client.close()
         with contextlib.suppress(OSError):
             (self.around.run_dir / self.name).rmdir()
-        os.close(self._counters_fd)
+        self.sampler.stop()
+        self.counters.close()

@@ -7,7 +7,6 @@ import contextlib
 import time
 from typing import Any
 
-from vportd import journal
 from vportd.errors import RpcError, WorkerDied, WorkerRefused
 from vportd.vport_workers import ANSWER_TIMEOUT, VportWorkers
 from vportd.worker_client import WorkerClient
@@ -39,6 +38,9 @@ class VportHandOver(VportWorkers):
                 break
             except WorkerDied:
                 continue
+            except WorkerRefused as problem:
+                await self._roll_back(client)
+                raise RpcError("STORAGE", f"vport {self.name} runs on, on the {self.path} path: {problem}") from problem
             except TimeoutError as problem:
                 listed = await self._roll_back(client)
                 raise RpcError(
@@ -180,8 +182,4 @@ class VportHandOver(VportWorkers):
         self.save()
         times = {key: value for key, value in report.items() if key.endswith("seconds")}
         self.note("switched", **{"from": report["from"]}, to=path, outstanding=report["outstanding"], **times)
-        journal.info(
-            f"vport {self.name}: switched from {report['from']} to {path}, {report['outstanding']} requests drained in "
-            f"{report['drain_seconds'] * 1e3:.1f} ms, blackout {report['blackout_seconds'] * 1e3:.1f} ms"
-        )
         return report

@@ -1,35 +1,35 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a vport is: its fields, its state on disk, its history, and the records that tell others of it."""
 
-import mmap
-import os
 import time
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
 from vportd import extent_file, journal, state_file
 from vportd.adapter import Adapter
 from vportd.blk_config import QUEUES
-from vportd.blk_queue import BUCKETS, COUNTERS_SIZE, HISTOGRAM
+from vportd.blk_queue import BUCKETS, HELD, LAST_AVAIL, OUTSTANDING, USED, WORST
+from vportd.counters import PATHS, Counters
 from vportd.errors import RpcError
 from vportd.front_end_state import Ring
 from vportd.lun_port import LunPort
-from vportd.mapping import MAX_LUN, Lun, digest, sha256
+from vportd.mapping import Lun, digest, sha256
+from vportd.sampler import Look, Sampler
 from vportd.surroundings import Surroundings
 
 STATE_VERSION = 1
-COUNTERS = (
-    "reads",
-    "writes",
-    "flushes",
-    "errors",
-    "bytes_read",
-    "bytes_written",
-    "dirty_pages",
-    "discards",
-    "write_zeroes",
-)
+MESSAGE_ID = "357333b0c17c4329b27de02e789f63d3"  # of all journal messages that say that a vport has changed
+WARNINGS = {
+    "broken",
+    "degraded",
+    "disconnecting",
+    "disowned",
+    "rolled_back",
+    "not_returned",
+    "storage_failed",
+    "worker_died",
+}
 
 
 class VportRecord:
@@ -46,6 +46,9 @@ class VportRecord:
         self.path = "pf"
         self.vf: str | None = None
         self.degraded: str | None = None
+        self.wanted = "pf"  # the path that somebody asked for last
+        self.error_policy: str | None = None  # None = that of the adapter
+        self.auto_return: bool | None = None
         self.generation = 0
         self.luns: tuple[Lun, ...] = ()
         self._digest: tuple[tuple[Lun, ...], str] | None = None  # of these LUNs: a million extents take a second
@@ -53,10 +56,9 @@ class VportRecord:
         self.history: deque[dict[str, Any]] = deque(maxlen=200)
         self.block_size = 512
         self.discards = self.zeroes = False
-        self._counters_fd = os.memfd_create("vportd-counters", os.MFD_CLOEXEC)
-        size = (MAX_LUN + 1) * QUEUES * COUNTERS_SIZE
-        os.ftruncate(self._counters_fd, size)
-        self._counters = memoryview(mmap.mmap(self._counters_fd, size)).cast("Q")
+        self.counters = Counters()
+        self.events: Counter[str] = Counter()
+        self.sampler = Sampler(self.look, self._worst, self.counters.watch, around.sample_seconds)
 
     # State on disk, history
 
@@ -75,6 +77,9 @@ class VportRecord:
             "fence_on_stop": self.fence_on_stop,
             "vf": self.vf,
             "path": self.path,
+            "wanted": self.wanted,
+            "error_policy": self.error_policy,
+            "auto_return": self.auto_return,
             "generation": self.generation,
         }
         directory = self.state_path.parent
@@ -86,7 +91,7 @@ class VportRecord:
             raise RpcError("STORAGE", f"the state of vport {self.name} cannot be written: {problem}") from problem
 
     def note(self, event: str, **detail: object) -> None:
-        """Add one line to the history."""
+        """Add one line to the history, and tell the journal. A detail that ends in ``seconds`` is how long it took."""
         entry = {
             "time": time.time(),
             "event": event,
@@ -95,11 +100,41 @@ class VportRecord:
             "detail": detail,
         }
         self.history.append(entry)
+        self.events[event] += 1
+        self.sampler.wake()
+        text = ", ".join(
+            f"{key} {value:.6f}" if isinstance(value, float) else f"{key} {value}" for key, value in detail.items()
+        )
+        fields = {f"VPORT_{key}": value for key, value in detail.items()}
+        for key in ("blackout_seconds", "drain_seconds", "seconds"):
+            if isinstance(taken := detail.get(key), float):
+                fields["DURATION_USEC"] = round(taken * 1e6)
+                break
+        journal.say(
+            4 if event in WARNINGS else 6,
+            f"vport {self.name}: {event.replace('_', ' ')}{': ' if text else ''}{text}",
+            MESSAGE_ID=MESSAGE_ID,
+            VPORT=self.name,
+            VPORT_EVENT=event,
+            VPORT_PATH=self.path,
+            VPORT_STATE=self.state,
+            GENERATION=self.generation,
+            **fields,
+        )
 
     def _degrade(self, why: str) -> None:
         self.degraded = why
         self.note("degraded", why=why)
-        journal.warning(f"vport {self.name}: {why}")
+
+    # Policies
+
+    def policy_of(self, path: str) -> str:
+        """Return what a worker does with a request that the storage has failed (``storage_errors``)."""
+        return "leave" if path == "vf" else self.error_policy or self.adapter.config.error_policy
+
+    def returns(self) -> bool:
+        """True when the vport goes back by itself to a VF that it has lost."""
+        return self.adapter.config.auto_return if self.auto_return is None else self.auto_return
 
     # Records
 
@@ -122,29 +157,58 @@ class VportRecord:
     def outstanding(self) -> int:
         """Return how many requests were taken and are not done."""
         return sum(
-            self._counter(port.lun.lun, ring.index, 2)
+            self.counters.word(self.path, port.lun.lun, ring.index, OUTSTANDING)
             for port in self.connected()
             if port.front
             for ring in port.front.rings
             if ring.running
         )
 
-    def _counter(self, lun: int, queue: int, word: int) -> int:
-        return int(self._counters[(lun * QUEUES + queue) * (COUNTERS_SIZE // 8) + word])
+    def waiting(self) -> int:
+        """Return how many requests wait for the storage to come back."""
+        return sum(self.counters.word(self.path, one.lun, queue, HELD) for one in self.luns for queue in range(QUEUES))
+
+    def look(self) -> Look:
+        """Return what the vport has done, over both paths, and its state."""
+        found = [self.counters.sums(one.lun) for one in self.luns]
+        counts: Counter[str] = Counter()
+        for one in found:
+            counts.update(one.counts)
+        done = ("reads", "writes", "flushes", "discards", "write_zeroes", "errors")
+        return Look(
+            self.path,
+            self.state,
+            self.outstanding(),
+            sum(counts[name] for name in done),
+            counts["bytes_read"] + counts["bytes_written"],
+            counts["errors"],
+            counts["dirty_pages"],
+            tuple(map(sum, zip(*(one.histogram for one in found), strict=True))) or (0,) * BUCKETS,
+        )
+
+    def _worst(self) -> int:
+        """Return the longest latency since this was last asked, in microseconds."""
+        takes = self.counters.take
+        queues = ((path, one.lun, queue) for path in PATHS for one in self.luns for queue in range(QUEUES))
+        return max((takes(*queue, WORST) for queue in queues), default=0)
 
     def _queue_record(self, lun: int, ring: Ring) -> dict[str, Any]:
+        def now(word: int) -> int:
+            return self.counters.word(self.path, lun, ring.index, word)
+
         return {
             "index": ring.index,
             "size": ring.size,
             "started": ring.running,
-            "last_avail": self._counter(lun, ring.index, 0) if ring.running else (ring.base or 0),
-            "used": self._counter(lun, ring.index, 1) if ring.running else (ring.base or 0),
-            "outstanding": self._counter(lun, ring.index, 2) if ring.running else 0,
+            "last_avail": now(LAST_AVAIL) if ring.running else (ring.base or 0),
+            "used": now(USED) if ring.running else (ring.base or 0),
+            "outstanding": now(OUTSTANDING) if ring.running else 0,
         }
 
     def _lun_record(self, port: LunPort) -> dict[str, Any]:
         lun, front = port.lun.lun, port.front
         rings = [] if front is None else [ring for ring in front.rings if ring.size]
+        sums = self.counters.sums(lun)
         return {
             "lun": lun,
             "vdisk": port.lun.vdisk,
@@ -156,14 +220,13 @@ class VportRecord:
             "front_end": port.peer(),
             "logging": front is not None and front.logging,
             "queues": [self._queue_record(lun, ring) for ring in rings],
-            "counters": {
-                name: sum(self._counter(lun, queue, 3 + word) for queue in range(QUEUES))
-                for word, name in enumerate(COUNTERS)
+            "counters": sums.counts,
+            "latency_us": sums.histogram,
+            "paths": {
+                path: {"counters": one.counts, "latency_us": one.histogram}
+                for path in PATHS
+                if any((one := self.counters.sums(lun, (path,))).counts.values())
             },
-            "latency_us": [
-                sum(self._counter(lun, queue, HISTOGRAM + bucket) for queue in range(QUEUES))
-                for bucket in range(BUCKETS)
-            ],
         }
 
     def record(self) -> dict[str, Any]:
@@ -181,6 +244,9 @@ class VportRecord:
             "generation": self.generation,
             "digest": self.digest,
             "outstanding": self.outstanding(),
+            "waiting": self.waiting(),
+            "error_policy": self.policy_of("pf"),
+            "auto_return": self.returns(),
             "luns": [self._lun_record(self.ports[one.lun]) for one in self.luns],
             "history": list(self.history),
         }

@@ -5,7 +5,6 @@
 
 import contextlib
 
-from vportd import journal
 from vportd.errors import ProtocolError, Refused, WorkerDied, WorkerRefused
 from vportd.front_end_state import Ring
 from vportd.lun_port import LunPort
@@ -77,15 +76,17 @@ class VportRings(VportHandOver):
                     self.save()
                 return
 
-    async def stop_ring(self, port: LunPort, ring: Ring) -> None:
-        """Have nothing more taken from a ring, and return when everything taken is done, however long that is."""
+    async def stop_ring(self, port: LunPort, ring: Ring, gone: bool = False) -> None:
+        """Have nothing more taken from a ring, and return when everything taken is done, however long that is. When the
+        front end has ``gone``, what waits for the storage is left to its successor.
+        """
         while True:
             async with self.lock:
                 client = await self._active()
                 if not ring.running:
                     return
                 try:
-                    answer = await client.call("stop", lun=port.lun.lun, index=ring.index)
+                    answer = await client.call("stop", lun=port.lun.lun, index=ring.index, gone=gone)
                 except WorkerDied:
                     continue
                 ring.base = answer["last_avail"]
@@ -101,7 +102,6 @@ class VportRings(VportHandOver):
         async with self.lock:
             await self._freeze(None)
         self.note("fenced", when="on_stop")
-        journal.info(f"vport {self.name} has fenced itself: its front end has stopped the rings")
 
     async def forget(self, port: LunPort) -> None:
         """Let go of the memory of a front end that has gone."""

@@ -8,6 +8,7 @@ lock, by ``_active``.
 
 import asyncio
 import contextlib
+import errno
 import os
 import time
 from collections import deque
@@ -26,11 +27,11 @@ from vportd.storage import open_storage
 from vportd.surroundings import Surroundings
 from vportd.temporary_memory import TemporaryMemory
 from vportd.vport_record import VportRecord
-from vportd.worker_client import WorkerClient
+from vportd.worker_client import PROOFS, WorkerClient
 
 START_TIMEOUT = 60.0  # seconds for a worker to start, even under emulation
 ANSWER_TIMEOUT = 20.0  # seconds for a worker to answer what needs no drain
-IDLE_TIMEOUT = 30.0  # seconds for a VF's block device to be idle after its worker has died
+GONE_TIMEOUT = 30.0  # seconds for the storage to be done with what a dead worker gave to it, before that is tried again
 DEATHS, DEATHS_TIME = 5, 20.0  # so many workers dead in so many seconds are blamed on the front end that they served
 
 
@@ -46,6 +47,7 @@ class VportWorkers(VportRecord):
         self._deleted = False
         self._deaths: deque[float] = deque(maxlen=DEATHS)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._failing_since = 0.0
 
     async def _spawn(self, path: str) -> WorkerClient:
         """Start a worker for ``path`` and hand it all but the rings; it is suspended. Raises RpcError STORAGE."""
@@ -62,19 +64,22 @@ class VportWorkers(VportRecord):
         client = WorkerClient(
             f"{path.upper()} worker of vport {self.name}",
             self.around.lock_fd,
-            self._on_event,
+            lambda message: self._on_event(path, message),
             lambda: self._on_exit(path),
         )
+        faults = [] if config.faults is None else [os.open(config.faults, os.O_RDONLY | os.O_CLOEXEC)]
         try:
             started = await client.call(
                 "init",
-                [storage, self._counters_fd],
+                [storage, self.counters.fd, *faults],
                 START_TIMEOUT,
                 vport=self.name,
                 path=path,
                 block_size=device.block_size,
                 latency=config.latency,
                 backend=config.backend,
+                proofs=PROOFS,
+                policy=self.policy_of(path),
                 uid=uid,
                 gid=gid,
             )
@@ -92,7 +97,8 @@ class VportWorkers(VportRecord):
                 "STORAGE", f"vport {self.name}: the {path.upper()} worker does not start: {problem}"
             ) from problem
         finally:
-            os.close(storage)
+            for fd in (storage, *faults):
+                os.close(fd)
         self._workers[path] = client
         journal.info(
             f"vport {self.name}: {path.upper()} worker is pid {client.pid}, {device.path} through {started['backend']}"
@@ -165,13 +171,11 @@ class VportWorkers(VportRecord):
             front.rings[index].running = True
             if resubmitted:
                 self.note("resubmitted", lun=port.lun.lun, queue=index, requests=resubmitted)
-                journal.info(f"{port.address} queue {index}: {resubmitted} requests were in flight and are done again")
 
     def _disown(self, port: LunPort, why: str) -> None:
         """End the connection of a front end whose memory or rings cannot be served."""
         if port.front is None:
             return
-        journal.error(f"{port.address}: its front end is disconnected: {why}")
         self.note("disowned", lun=port.lun.lun, why=why)
         for ring in port.front.rings:
             ring.running = False
@@ -184,8 +188,12 @@ class VportWorkers(VportRecord):
             if port.front is not None
         ]
 
-    def _on_event(self, message: dict[str, Any]) -> None:
-        if message.get("event") == "broken":
+    def _on_event(self, path: str, message: dict[str, Any]) -> None:
+        if message.get("event") == "busy":
+            self.sampler.wake()
+        elif message.get("event") == "storage":
+            self._storage_event(path, message.get("error"))
+        elif message.get("event") == "broken":
             lun, index, why = message.get("lun"), message.get("index"), str(message.get("why"))
             self.note("broken", lun=lun, queue=index, why=why)
             port = self.ports.get(lun) if isinstance(lun, int) else None
@@ -197,11 +205,23 @@ class VportWorkers(VportRecord):
                         os.set_blocking(ring.err, False)
                         os.write(ring.err, (1).to_bytes(8, "little"))
 
+    def _storage_event(self, path: str, code: object) -> None:
+        """The storage fails, or is back. On the VF path its worker ends, so that the PF path takes over what failed."""
+        name = errno.errorcode.get(code, str(code)) if isinstance(code, int) else str(code)
+        if code:
+            self.note("storage_failed", worker=path, error=name, policy=self.policy_of(path))
+            self._failing_since = time.monotonic()
+            if path == "vf" and self._alive("vf"):
+                self._workers["vf"].fail(f"lost its storage ({name})")
+        else:
+            self.note("storage_back", worker=path, seconds=time.monotonic() - self._failing_since)
+
     def _on_exit(self, path: str) -> None:
         client = self._workers.get(path)
         if client is None or client.alive or client.closing or self._deleted:
             return
-        self._deaths.append(time.monotonic())
+        if not client.failed:
+            self._deaths.append(time.monotonic())
         self.note("worker_died", worker=path, how=client.exit_text)
         task = asyncio.create_task(self._replace(path))
         self._tasks.add(task)
@@ -239,9 +259,15 @@ class VportWorkers(VportRecord):
     async def _take_over(self) -> None:
         dead = self._workers.get(self.path)
         how = dead.exit_text if dead is not None else "is not there"
+        began = time.monotonic()
         if self.path == "vf":
             self._degrade(f"the VF worker {how}; the PF path has taken over")
-            await self._wait_idle()
+        if dead is not None and not await dead.until_gone(GONE_TIMEOUT):
+            raise RpcError(
+                "STORAGE",
+                f"vport {self.name}: {dead.who} {how}, and the storage is still busy with its requests after "
+                f"{GONE_TIMEOUT:.0f} s: nobody takes over before they are done",
+            )
         if len(self._deaths) == self._deaths.maxlen and time.monotonic() - self._deaths[0] < DEATHS_TIME:
             self._deaths.clear()
             for port, rings in self._running():
@@ -262,24 +288,8 @@ class VportWorkers(VportRecord):
             client.kill()
             await client.ended
             raise RpcError("STORAGE", f"vport {self.name}: the PF worker cannot take over: {problem}") from problem
-        self.note("taken_over", how=how)
+        self.note("taken_over", how=how, seconds=time.monotonic() - began)
         self.save()
-
-    async def _wait_idle(self) -> None:
-        """Wait until what a dead VF worker had submitted is done: it must not land after a later write of the guest."""
-        try:
-            device = self.adapter.vf_device(self.vf or "")
-        except StorageError:
-            return
-        deadline = time.monotonic() + IDLE_TIMEOUT
-        while not device.is_idle():
-            if time.monotonic() > deadline:
-                journal.error(
-                    f"vport {self.name}: {device.path} still has requests of the dead VF worker after "
-                    f"{IDLE_TIMEOUT:.0f} s"
-                )
-                return
-            await asyncio.sleep(0.005)
 
     @contextlib.asynccontextmanager
     async def _locked(self, timeout: float) -> AsyncIterator[None]:

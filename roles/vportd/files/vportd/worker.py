@@ -16,10 +16,11 @@ import signal
 import socket
 import sys
 
-from vportd import blk, channel, journal
+from vportd import blk, channel, counters, journal
 from vportd.blk_queue import DISCARDS, WRITES, ZEROES, Queue
 from vportd.errors import ChannelClosed, VportdError
-from vportd.storage import FLUSH, make_storage
+from vportd.storage import FLUSH, make_storage, read_first_block
+from vportd.storage_errors import StorageErrors
 from vportd.worker_queues import WorkerQueues
 
 TYPE_CHECKING = False
@@ -62,17 +63,27 @@ class Worker(WorkerQueues):
 
     def initialise(self, message: "Message", fds: list[int]) -> "Message":
         """``init``: storage and counters; then the privileges go. Fields: vport, path, block_size, latency, backend,
-        uid, gid.
+        proofs, policy, uid, gid. A third descriptor is that of ``faults``.
         """
-        storage_fd, counters_fd = fds
+        storage_fd, counters_fd = fds[:2]
         journal.name_process(f"vportd[{message['vport']}/{message['path']}]")
         self.vport = message["vport"]
-        self.counters = memoryview(mmap.mmap(counters_fd, 0))
+        self.counters, self.wake = counters.part(memoryview(mmap.mmap(counters_fd, 0)), message["path"])
         os.close(counters_fd)
         latency = message["latency"]
         self.storage = make_storage(
-            storage_fd, message["block_size"], tuple(latency) if latency else None, message["backend"]
+            storage_fd,
+            message["block_size"],
+            tuple(latency) if latency else None,
+            message["backend"],
+            message["proofs"],
         )
+        if fds[2:]:
+            from vportd.faults import FaultyStorage
+
+            self.storage = FaultyStorage(self.storage, fds[2], message["path"])
+            os.close(fds[2])
+        self.errors = StorageErrors(message["policy"])
         if message["uid"] is not None:  # from here on nothing can be imported: that user may have no way to the files
             os.setgroups([])
             os.setresgid(message["gid"], message["gid"], message["gid"])
@@ -81,20 +92,28 @@ class Worker(WorkerQueues):
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if self.storage.event_fd >= 0:
             self.epoll.register(self.storage.event_fd, select.EPOLLIN)
+        if message["path"] == "vf" and (result := read_first_block(self.storage, message["block_size"])) < 0:
+            raise VportdError(f"the VF's device cannot be read: {os.strerror(-result)}")
         return {"backend": self.storage.name}
 
     def run(self) -> None:
         """Serve until the control channel closes."""
         message, fds = channel.receive(self.control)
         self.control.setblocking(False)
-        self._answer(message, self.initialise(message, fds))
+        try:
+            self._answer(message, self.initialise(message, fds))
+        except VportdError as problem:
+            self._answer(message, {"error": str(problem)})
+            raise
         storage = self.storage
+        errors = self.errors
         control = self.control.fileno()
         poll = self.epoll.poll
         kicks = self.kicks
         ready = self.ready
+        wake = self.wake
         while True:
-            timeout = 0 if ready else storage.timeout()
+            timeout = 0 if ready else errors.timeout(storage.timeout())
             for fd, _ in poll(timeout):
                 queue = kicks.get(fd)
                 if queue is not None:
@@ -106,6 +125,11 @@ class Worker(WorkerQueues):
                 completions = storage.reap()
                 if completions:
                     self._completed(completions)
+                if errors.error:
+                    self._try_again()
+            if ready and wake[0]:
+                wake[0] = 0
+                self.send({"event": "busy"})
             for queue in tuple(ready):
                 queue.alone = len(ready) == 1
                 if queue.broken is not None or not blk.service(queue):
@@ -121,10 +145,32 @@ class Worker(WorkerQueues):
                 completions = [other for other in completions if other is not completion]
                 self.flushing = False
                 if completion[1] < 0:
-                    journal.error(f"flush of the storage before the hand-over failed: {os.strerror(-completion[1])}")
-        for queue in blk.complete(completions):
+                    self._not_durable(-completion[1])
+        failing = self.errors.error
+        for queue in blk.complete(completions, self.errors):
             if queue.broken is not None and queue not in self.told_broken:
                 self._tell_broken(queue)
+        if self.errors.error and not failing:
+            self.send({"event": "storage", "error": self.errors.error})
+
+    def _try_again(self) -> None:
+        """Begin again what the storage has failed, when it is time for it; say when there is nothing of that left."""
+        for queue in self.errors.try_again():
+            if queue.broken is not None and queue not in self.told_broken:
+                self._tell_broken(queue)
+        if self.errors.is_back():
+            self.send({"event": "storage", "error": 0})
+
+    def _not_durable(self, code: int) -> None:
+        """The flush before a hand-over has failed: no suspend. A ring that is stopped has done what can be done."""
+        journal.error(f"flush of the storage before the hand-over failed: {os.strerror(code)}")
+        if self.errors.policy == "leave":
+            self.writes_flushed = -1
+            self.send({"event": "storage", "error": code})
+        elif self.suspending is not None:
+            self.send({"id": self.suspending, "error": f"the storage does not flush: {os.strerror(code)}"})
+            self.suspending = None
+            self.writes_flushed = -1
 
     def _tell_broken(self, queue: Queue) -> None:
         self.told_broken.add(queue)

@@ -20,11 +20,18 @@ Message = dict[str, Any]
 
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from vportd.worker import main; main()"
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_CONTROL_FD, _LOCK_FD = 3, 4
+_CONTROL_FD, _LOCK_FD, _PROOF_FD = 3, 4, 5
+CLOSE_TIMEOUT = 5.0
+PROOFS = [_LOCK_FD, _PROOF_FD]  # what a worker's io_uring keeps open until its I/O is done
 
 
 class WorkerClient:
-    """One worker process. ``on_event`` gets what it says unasked, ``on_exit`` is called once when it has ended."""
+    """One worker process. ``on_event`` gets what it says unasked, ``on_exit`` is called once when it has ended.
+
+    A process may be dead while what it gave to the storage is still under way: the kernel ends an io_uring later, when
+    the last operation is done. So each worker has a pipe of which nobody writes; its ring keeps the end for writing
+    open too, and ``gone`` is done when that end is closed everywhere.
+    """
 
     def __init__(
         self, who: str, lock_fd: int, on_event: Callable[[Message], None], on_exit: Callable[[], None]
@@ -39,9 +46,13 @@ class WorkerClient:
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._loop = asyncio.get_running_loop()
         self.ended = self._loop.create_future()
+        self.gone: asyncio.Future[None] = self._loop.create_future()
+        self.failed = False
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (theirs.fileno(), lock_fd)]
+        self._proof, proof = os.pipe2(os.O_CLOEXEC)
+        copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (theirs.fileno(), lock_fd, proof)]
         theirs.close()
+        os.close(proof)
         try:
             self.pid = os.posix_spawn(
                 sys.executable,
@@ -50,6 +61,7 @@ class WorkerClient:
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, copies[0], _CONTROL_FD),
                     (os.POSIX_SPAWN_DUP2, copies[1], _LOCK_FD),
+                    (os.POSIX_SPAWN_DUP2, copies[2], _PROOF_FD),
                 ],
             )
         finally:
@@ -60,6 +72,12 @@ class WorkerClient:
         self._pidfd = os.pidfd_open(self.pid)
         self._loop.add_reader(self._pidfd, self._exited)
         self._loop.add_reader(mine, self._readable)
+        self._loop.add_reader(self._proof, self._is_gone)
+
+    def _is_gone(self) -> None:
+        self._loop.remove_reader(self._proof)
+        os.close(self._proof)
+        self.gone.set_result(None)
 
     @property
     def alive(self) -> bool:
@@ -115,7 +133,8 @@ class WorkerClient:
         self._loop.remove_reader(self._socket)
         _, status = os.waitpid(self.pid, 0)
         code = os.waitstatus_to_exitcode(status)
-        self.exit_text = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        if not self.failed:
+            self.exit_text = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         os.close(self._pidfd)
         self._socket.close()
         self.ended.set_result(code)
@@ -131,8 +150,27 @@ class WorkerClient:
         if self.alive:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
+    def fail(self, why: str) -> None:
+        """End the process at once because of its storage; ``on_exit`` follows."""
+        if self.alive and not self.failed:
+            self.failed, self.exit_text = True, why
+            self.kill()
+
+    async def until_gone(self, timeout: float) -> bool:
+        """Wait until the process has ended and nothing that it gave to the storage is under way; False = not yet."""
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(self.gone)
+        except TimeoutError:
+            return False
+        return True
+
     async def close(self) -> None:
-        """End the process on purpose, and wait until it is gone."""
+        """End the process on purpose, and wait until it is gone, for what it has under way no longer than CLOSE_TIMEOUT
+        seconds.
+        """
         self.closing = True
         self.kill()
         await self.ended
+        if not await self.until_gone(CLOSE_TIMEOUT):
+            journal.error(f"{self.who} (pid {self.pid}) has ended, and the storage is still busy with its requests")

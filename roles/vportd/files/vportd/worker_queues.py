@@ -7,13 +7,14 @@ import select
 
 from vportd import blk, journal
 from vportd.blk_config import QUEUES
-from vportd.blk_queue import COUNTERS_SIZE, Device, Queue
+from vportd.blk_queue import COUNTERS_SIZE, HELD, Device, Queue
 from vportd.dirty_log import DirtyLog
 from vportd.errors import VportdError
 from vportd.extents import Extents
 from vportd.inflight import InflightRegion
 from vportd.memory import MemoryMap, Region
 from vportd.storage import OPERATIONS, Storage
+from vportd.storage_errors import StorageErrors
 from vportd.virtqueue import Virtqueue
 
 TYPE_CHECKING = False
@@ -27,7 +28,9 @@ class WorkerQueues:
     """All devices and queues of one worker; ``suspended`` = none of them takes anything."""
 
     storage: Storage
-    counters: memoryview
+    errors: StorageErrors
+    counters: memoryview  # of all queues on this path
+    wake: memoryview  # not 0: say so when there is something to do
 
     def __init__(self) -> None:
         self.epoll = select.epoll()
@@ -128,6 +131,7 @@ class WorkerQueues:
                 )
                 at = (device.lun * QUEUES + index) * COUNTERS_SIZE
                 queue = Queue(device, index, ring, kick, call, self.counters[at : at + COUNTERS_SIZE])
+                queue.counters[HELD] = 0
                 queue.used_log = record["used_log"]
                 queue.again = ring.start(record["base"])
                 os.set_blocking(kick, False)
@@ -174,6 +178,8 @@ class WorkerQueues:
         if queue is None:
             return {"error": f"LUN {message['lun']} queue {message['index']} is not started"}
         self._hold(queue)
+        if message["gone"]:  # nobody waits for what is held; it stays noted in the in-flight region
+            self.errors.forget(queue)
         self.stopping[queue] = message["id"]
         return None
 
@@ -214,6 +220,12 @@ class WorkerQueues:
                     device.log = None
         return {}
 
+    def do_policy(self, message: "Message", fds: list[int]) -> "Message":
+        """Set what becomes of a request whose I/O failed; what is held is tried again at once."""
+        self.errors.policy = message["policy"]
+        self.errors.try_again(now=True)
+        return {}
+
     def do_outstanding(self, message: "Message", fds: list[int]) -> "Message":
         """Answer every request that was taken and is not done: LUN, queue, head, operation, bytes."""
         return {
@@ -237,6 +249,7 @@ class WorkerQueues:
 
     def remove(self, queue: Queue) -> None:
         """Let go of one queue. What it has outstanding goes on, and is given back to its ring all the same."""
+        self.errors.forget(queue)
         self.epoll.unregister(queue.kick_fd)
         self.kicks.pop(queue.kick_fd)
         os.close(queue.kick_fd)
