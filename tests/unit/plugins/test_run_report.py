@@ -386,6 +386,14 @@ def test_the_text_shows_what_is_wrong(run: Run, template: jinja2.Template) -> No
     assert any(line.startswith("    ✗ LUN 0 queue 1") for line in lines)
 
 
+def test_the_text_shows_why_it_stays_on_the_pf(run: Run, template: jinja2.Template) -> None:
+    run["vports"]["after"]["hv2"].update(path="pf", vf=None)
+    run["no_vf"] = "hv2 has no free VF"
+    lines = shown(template, run_report(run))
+    assert lines[1].split()[-1] == "OK"
+    assert "Note          vport tenant1 on hv2 stays on path pf: hv2 has no free VF" in lines
+
+
 def test_many_queues_do_not_fill_the_screen(run: Run, template: jinja2.Template) -> None:
     positions = list(range(100, 120))
     run["switches"][0] = switch("hv1", "x", "vf", "pf", *positions)
