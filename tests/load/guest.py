@@ -8,7 +8,7 @@ back. What a block holds later, compared with the ledger, tells what was lost, r
     python3 -IS - run --ledger /tmp/load.ledger --vdisk tenant1:0,0,1024 --vdisk tenant1:1,4194304,3072
     python3 -IS - check --ledger /tmp/load.ledger
 
-``run`` ends on SIGTERM. Both print JSON and end with 1 when anything was wrong.
+``run`` ends on SIGTERM; when each block was written once, it makes the file ``<ledger>.filled``. Both print JSON and end with 1 when anything was wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import threading
 import time
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 BLOCK, SECTOR, CELL = 4096, 512, 64
@@ -250,7 +250,10 @@ class Disk:
 class Load:
     """Requests to all disks at once, ``depth`` at a time to each; a block has one request at a time."""
 
-    def __init__(self, disks: Sequence[Disk], depth: int, reads: int, pause: float) -> None:
+    def __init__(
+        self, disks: Sequence[Disk], depth: int, reads: int, pause: float, filled: Callable[[], object] = bool
+    ) -> None:
+        self._filled = filled
         self._disks, self._depth, self._reads, self._pause = disks, depth, reads, pause
         self._lock = threading.Lock()
         self.stop = threading.Event()
@@ -258,6 +261,7 @@ class Load:
         self.errors: list[str] = []
         self.error_count = 0
         self.requests = {"write": 0, "read": 0}
+        self.filling = len(disks) * depth  # threads that still fill their part
         self.worst = self.longest_gap = 0.0
         self._completed_at = 0.0
 
@@ -290,6 +294,10 @@ class Load:
             if self.stop.is_set():
                 return
             self._write(disk, buffer, first, count)
+        with self._lock:
+            self.filling -= 1
+            if not self.filling:
+                self._filled()
         state = seed
         while not self.stop.is_set():
             state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
@@ -392,7 +400,11 @@ def _run(options: argparse.Namespace) -> int:
             )
         areas.append(area)
     disks = [Disk(options.directory, area, options.buffered) for area in areas]
-    load = Load(disks, options.depth, options.reads, options.pause)
+    filled = f"{options.ledger}.filled"
+    for path in (options.ledger, filled):
+        if os.path.exists(path):
+            os.unlink(path)  # of a run before
+    load = Load(disks, options.depth, options.reads, options.pause, lambda: open(filled, "w").close())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: load.stop.set())
     if options.seconds:
