@@ -8,7 +8,8 @@ back. What a block holds later, compared with the ledger, tells what was lost, r
     python3 -IS - run --ledger /tmp/load.ledger --vdisk tenant1:0,0,1024 --vdisk tenant1:1,4194304,3072
     python3 -IS - check --ledger /tmp/load.ledger
 
-``run`` ends on SIGTERM; when each block was written once, it makes the file ``<ledger>.filled``. Both print JSON and end with 1 when anything was wrong.
+``run`` ends on SIGTERM; when each block was written once, it makes the file ``<ledger>.filled``. Both print JSON and
+end with 1 when anything was wrong.
 """
 
 from __future__ import annotations
