@@ -34,6 +34,8 @@ options:
       - C(samples), the samples of the vport by hypervisor, as M(iovlab.storage.vport_info) returns them with
         its option C(samples_since). May be missing.
       - C(progress), as M(iovlab.storage.vm_migrate) returns it. Left out, that of C(migration) is taken.
+      - C(checks), a list of checks of each block, with C(name), C(ok), C(checked) (how many blocks), C(counts) of
+        defects by kind, C(defects) with a C(text) each, and C(errors). May be missing.
       - C(no_vf), why the virtual machine had to stay on the path V(pf). Without it that is an error.
     type: dict
     required: true
@@ -100,6 +102,10 @@ _value:
     migration:
       description: Total time and downtime of libvirt, in seconds.
       type: dict
+    checks:
+      description: Name, number of blocks, verdict and number of defects by kind, of each check of the blocks.
+      type: list
+      elements: dict
     intervals:
       description:
         - What a guest waits for, apart. C(drain), C(transfer) and C(resume) of each switch, and C(pause), in which the

@@ -101,10 +101,11 @@ def remove_leftovers(cache: str) -> None:
 
 def _mmdebstrap(recipe: Recipe) -> list[str]:
     files = recipe.files
+    tenant = " ".join(f"{files}/tenant/{name}" for name in ("init", "build-tenant", "python-modules"))
     hooks = [
         f"--setup-hook=sync-in {files}/rootfs /",
         f'--customize-hook=mkdir -p "$1"{_HOOKS}',
-        f"--customize-hook=copy-in {files}/tenant/init {files}/tenant/build-tenant {files}/finish-image {_HOOKS}",
+        f"--customize-hook=copy-in {tenant} {files}/finish-image {_HOOKS}",
         f'--customize-hook=chroot "$1" sh {_HOOKS}/build-tenant {_HOOKS}/init {_HOOKS}/tenant.initrd',
         f'--customize-hook=mv "$1"/boot/vmlinuz-* "$1"{_HOOKS}/vmlinuz',
         f'--customize-hook=mv "$1"/boot/initrd.img-* "$1"{_HOOKS}/initrd',

@@ -54,6 +54,7 @@ def run_report(run: Any) -> dict[str, Any]:
         "placement": _placement(names, run.get("placement"), errors),
         "end": _end(names, after, _text(run.get("no_vf")), errors, notes),
         "io": _io(_record(run.get("fio")), errors),
+        "checks": _checks(run.get("checks"), errors),
         "samples": {str(host): _moments(one, _SAMPLE) for host, one in _record(run.get("samples")).items()},
         "progress": _moments(run.get("progress", _record(run.get("migration")).get("progress")), _PROGRESS),
     }
@@ -449,3 +450,25 @@ def _failure(run: str, job: Record) -> dict[str, Any] | None:
         "verify": verify,
         "text": f"{text}, {count} in all" if count > 1 else text,
     }
+
+
+def _checks(value: Any, errors: list[str]) -> list[dict[str, Any]]:
+    """What checks of each block, in the guest and from outside, have found."""
+    checks = []
+    for number, one in enumerate(map(_record, _list(value)), 1):
+        name = _text(one.get("name")) or f"check {number}"
+        counts = {str(kind): _count(count) or 0 for kind, count in _record(one.get("counts")).items()}
+        checked = _count(one.get("checked")) or 0
+        found = [f"{count} {kind}" for kind, count in counts.items() if count]
+        if found:
+            defects = [_text(_record(defect).get("text")) for defect in _list(one.get("defects"))]
+            first = next((f": {text}" for text in defects if text), "")
+            errors.append(f"{name}: of {checked} blocks {', '.join(found)}{first}")
+        said = [" ".join(text.split()) for error in _list(one.get("errors")) if (text := _text(error))]
+        errors += [f"{name}: {text}" for text in said]
+        if not checked:
+            errors.append(f"{name}: not one block was checked")
+        elif one.get("ok") is not True and not found and not said:
+            errors.append(f"{name} did not succeed")
+        checks.append({"name": name, "checked": checked, "ok": one.get("ok") is True and not found, "counts": counts})
+    return checks

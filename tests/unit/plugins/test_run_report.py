@@ -123,6 +123,10 @@ def good_run() -> Run:
             ),
             "verify": fio("verify", read=direction(256 * MIB, 5000, 40), write=direction(0, 0, 0)),
         },
+        "checks": [
+            {"name": "in the VM", "ok": True, "checked": 320, "errors": [], "counts": {}, "defects": []},
+            {"name": "from outside", "ok": True, "checked": 320, "errors": [], "counts": {}, "defects": []},
+        ],
     }
 
 
@@ -281,6 +285,19 @@ WRONG: list[tuple[Callable[[Run], None], str]] = [
     (setting("phases", 1, "end", START), "phase switch to the PF ends before it starts"),
     (without("phases"), "there are no phases"),
     (without("migration"), "there was no migration"),
+    (
+        lambda run: at(run, "checks", 1).update(
+            ok=False, counts={"lost": 2, "torn": 1}, defects=[{"text": "tenant1:0 at 0 holds zeros"}]
+        ),
+        "from outside: of 320 blocks 2 lost, 1 torn: tenant1:0 at 0 holds zeros",
+    ),
+    (setting("checks", 0, "counts", {"stray": 1}), "in the VM: of 320 blocks 1 stray"),
+    (
+        lambda run: at(run, "checks", 1).update(ok=False, errors=["pool san has no volume"]),
+        "from outside: pool san has no volume",
+    ),
+    (setting("checks", 0, "checked", 0), "in the VM: not one block was checked"),
+    (setting("checks", 0, "ok", False), "in the VM did not succeed"),
     (setting("migration", "downtime", None), "libvirt does not tell the downtime"),
     (without("vm"), "the virtual machine is not named"),
     (without("source"), "the source is not named"),
@@ -384,6 +401,14 @@ def test_the_text_shows_what_is_wrong(run: Run, template: jinja2.Template) -> No
     assert lines[1].split()[-1] == "FAILED"
     assert "1 thing is wrong:" in lines
     assert any(line.startswith("    ✗ LUN 0 queue 1") for line in lines)
+
+
+def test_the_text_shows_why_it_stays_on_the_pf(run: Run, template: jinja2.Template) -> None:
+    run["vports"]["after"]["hv2"].update(path="pf", vf=None)
+    run["no_vf"] = "hv2 has no free VF"
+    lines = shown(template, run_report(run))
+    assert lines[1].split()[-1] == "OK"
+    assert "Note          vport tenant1 on hv2 stays on path pf: hv2 has no free VF" in lines
 
 
 def test_many_queues_do_not_fill_the_screen(run: Run, template: jinja2.Template) -> None:
