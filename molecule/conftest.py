@@ -3,7 +3,7 @@
 
 import functools
 import json
-import shlex
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,30 +15,14 @@ from testinfra.host import Host
 
 from tests.lab.driver import PROJECT, Lab
 
-_GUEST = """
-import base64, json, sys, time
-import libvirt, libvirt_qemu
-domain = libvirt.open("qemu:///system").lookupByName(sys.argv[1])
-def agent(command, **arguments):
-    request = json.dumps({"execute": command, "arguments": arguments})
-    return json.loads(libvirt_qemu.qemuAgentCommand(domain, request, 30, 0))["return"]
-deadline = time.monotonic() + 180  # a VM that has just been started boots first
-while True:
-    try:
-        agent("guest-ping")
-        break
-    except libvirt.libvirtError:
-        if time.monotonic() > deadline:
-            raise
-        time.sleep(1)
-pid = agent("guest-exec", path=sys.argv[2], arg=sys.argv[3:], **{"capture-output": True})["pid"]
-while not (status := agent("guest-exec-status", pid=pid))["exited"]:
-    time.sleep(0.1)
-print(json.dumps([status.get("exitcode"), base64.b64decode(status.get("out-data", "")).decode()]))
-"""
-
 Rpc = Callable[..., Any]
 Guest = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def soak() -> int:
+    """How many times longer than usual a loop should run: 1, or what `make soak` says."""
+    return int(os.environ.get("IOVLAB_SOAK", "1"))
 
 
 @pytest.fixture(scope="session")
@@ -64,15 +48,13 @@ def rpc(lab: Lab) -> Rpc:
 
 
 @pytest.fixture(scope="session")
-def guest(hv1: Host) -> Guest:
+def guest(lab: Lab) -> Guest:
     """``guest(program, *arguments)`` -> what the program wrote in the tenant VM, where it has to succeed."""
 
     def run(*argv: str) -> str:
-        done = hv1.run("python3 -c %s tenant1 " + " ".join(map(shlex.quote, argv)), _GUEST)
-        assert done.rc == 0, done.stderr
-        code, output = json.loads(done.stdout)
+        code, output = lab.guest("hv1", "tenant1", *argv)
         assert code == 0, output
-        return str(output)
+        return output
 
     return run
 

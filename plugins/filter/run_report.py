@@ -30,7 +30,7 @@ options:
       - C(vports), a dictionary of C(before) and C(after), each with the record of the vport by hypervisor.
       - C(placement), the state of the virtual machine, as libvirt calls it, by hypervisor; null where it is not known.
       - C(fio), a dictionary of C(load) and C(verify), the JSON output of the run that made the load, and of the run
-        that read everything back and compared it.
+        that read everything back and compared it. Left out when there was no load of one's own.
       - C(samples), the samples of the vport by hypervisor, as M(iovlab.storage.vport_info) returns them with
         its option C(samples_since). May be missing.
       - C(progress), as M(iovlab.storage.vm_migrate) returns it. Left out, that of C(migration) is taken.

@@ -53,7 +53,7 @@ def run_report(run: Any) -> dict[str, Any]:
         "intervals": _intervals(switches, migration),
         "placement": _placement(names, run.get("placement"), errors),
         "end": _end(names, after, _text(run.get("no_vf")), errors, notes),
-        "io": _io(_record(run.get("fio")), errors),
+        "io": _io(_record(run.get("fio")), errors if run.get("fio") is not None else []),
         "checks": _checks(run.get("checks"), errors),
         "samples": {str(host): _moments(one, _SAMPLE) for host, one in _record(run.get("samples")).items()},
         "progress": _moments(run.get("progress", _record(run.get("migration")).get("progress")), _PROGRESS),

@@ -29,6 +29,32 @@ request = {"jsonrpc": "2.0", "id": 1, "method": sys.argv[1], "params": json.load
 s.sendall(json.dumps(request).encode() + b"\\n")
 print(s.makefile().readline())
 """
+_GUEST = """
+import base64, json, sys, time
+import libvirt, libvirt_qemu
+wish = json.loads(sys.argv[1])
+domain = libvirt.open("qemu:///system").lookupByName(wish["vm"])
+def agent(command, **arguments):
+    request = json.dumps({"execute": command, "arguments": arguments})
+    return json.loads(libvirt_qemu.qemuAgentCommand(domain, request, 60, 0))["return"]
+deadline = time.monotonic() + 180  # a VM that has just been started boots first
+while True:
+    try:
+        agent("guest-ping")
+        break
+    except libvirt.libvirtError:
+        if time.monotonic() > deadline:
+            raise
+        time.sleep(1)
+pid = wish.get("pid")
+if pid is None:
+    given = {"input-data": base64.b64encode(wish["stdin"].encode()).decode()} if wish["stdin"] else {}
+    pid = agent("guest-exec", path=wish["argv"][0], arg=wish["argv"][1:], **{"capture-output": True}, **given)["pid"]
+status = {}
+while wish["wait"] and not (status := agent("guest-exec-status", pid=pid))["exited"]:
+    time.sleep(0.1)
+print(json.dumps([pid, status.get("exitcode"), base64.b64decode(status.get("out-data", "")).decode()]))
+"""
 
 
 def wait_until(what: str, condition: Callable[[], Any], timeout: float, pause: float = 0.5) -> Any:
@@ -136,6 +162,23 @@ class Lab:
         """The answer's result, or its error, of vportd on hypervisor ``name``."""
         answer = json.loads(self.host(name).check_output("python3 -c %s %s %s", _RPC, method, json.dumps(params)))
         return answer.get("result", answer.get("error"))
+
+    def guest(self, name: str, vm: str, *argv: str, stdin: str = "") -> tuple[int, str]:
+        """Run a program in ``vm``, which is on hypervisor ``name``: its exit code, and what it wrote."""
+        _, code, output = self._agent(name, vm=vm, argv=argv, stdin=stdin, wait=True)
+        return code, output
+
+    def guest_start(self, name: str, vm: str, *argv: str, stdin: str = "") -> int:
+        """Start a program in ``vm``: its number there."""
+        return int(self._agent(name, vm=vm, argv=argv, stdin=stdin, wait=False)[0])
+
+    def guest_end(self, name: str, vm: str, pid: int) -> tuple[int, str]:
+        """Wait for the end of a program that ``guest_start`` has started: its exit code, and what it wrote."""
+        _, code, output = self._agent(name, vm=vm, pid=pid, wait=True)
+        return code, output
+
+    def _agent(self, name: str, **wish: object) -> Any:
+        return json.loads(self.host(name).check_output("python3 -c %s %s", _GUEST, json.dumps(wish)))
 
     def power_off(self, name: str) -> None:
         """Pull the plug: its QEMU is killed."""

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The load of tests/load in a tenant VM of the lab: started, and checked in the VM and from outside."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from tests.lab.driver import HOME, LOGS, PROJECT, Lab, wait_until
+
+PROGRAM = PROJECT / "tests" / "load" / "guest.py"
+LEDGER = "/tmp/load.ledger"  # in the VM
+PYTHON = ("/usr/bin/python3", "-IS", "-")
+MIB = 1 << 20
+BLOCKS = 1024
+
+
+class Load:
+    """A load on every LUN of ``vm`` that writes, reads and notes what it wrote, until ``check`` ends it."""
+
+    def __init__(self, lab: Lab, vm: str, *options: str) -> None:
+        self._lab = lab
+        self.vm = vm
+        (record,) = [record for name in ("hv1", "hv2") for record in lab.vports(name).values() if record["vport"] == vm]
+        self._vdisks = {f"{vm}:{lun['lun']}": str(lun["vdisk"]) for lun in record["luns"]}
+        areas = [f"--vdisk={address},{4 * MIB},{BLOCKS}" for address in self._vdisks]
+        place = lab.place(vm)
+        lab.guest(place, vm, "/usr/bin/busybox", "rm", "-f", f"{LEDGER}.filled")
+        self._pid = lab.guest_start(
+            place, vm, *PYTHON, "run", "--ledger", LEDGER, *areas, *options, stdin=PROGRAM.read_text()
+        )
+        filled = ("/usr/bin/busybox", "test", "-e", f"{LEDGER}.filled")
+        wait_until("load that has written each block", lambda: lab.guest(place, vm, *filled)[0] == 0, 300, 2)
+
+    def check(self) -> dict[str, Any]:
+        """End the load; its numbers. Fails if a block, read in the VM or outside, is not what was written to it last."""
+        place = self._lab.place(self.vm)
+        self._lab.guest(place, self.vm, "/usr/bin/busybox", "kill", "-TERM", str(self._pid))
+        code, said = self._lab.guest_end(place, self.vm, self._pid)
+        assert code == 0, f"the load in {self.vm}: {said[-2000:]}"
+        code, found = self._lab.guest(place, self.vm, *PYTHON, "check", "--ledger", LEDGER, stdin=PROGRAM.read_text())
+        assert code == 0, f"read back in {self.vm}: {found[-2000:]}"
+        _, ledger = self._lab.guest(place, self.vm, "/usr/bin/busybox", "cat", LEDGER)
+        kept = LOGS / f"{self.vm}.ledger"
+        kept.write_text(ledger)
+        command = [sys.executable, "-m", "tests.load.outside", str(HOME / "storage.img"), str(kept)]
+        volumes = [f"{address}={vdisk}" for address, vdisk in self._vdisks.items()]
+        done = subprocess.run([*command, *volumes], cwd=PROJECT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{self.vm} from outside: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+        numbers: dict[str, Any] = json.loads(said)
+        return numbers
