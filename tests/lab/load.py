@@ -35,7 +35,7 @@ class Load:
         wait_until("load that has written each block", lambda: lab.guest(place, vm, *filled)[0] == 0, 300, 2)
 
     def check(self) -> dict[str, Any]:
-        """End the load; its numbers. Fails if a block, read in the VM or outside, is not what was written to it last."""
+        """End the load; its numbers. Fails if a block, in the VM or outside, is not what was written to it last."""
         place = self._lab.place(self.vm)
         self._lab.guest(place, self.vm, "/usr/bin/busybox", "kill", "-TERM", str(self._pid))
         code, said = self._lab.guest_end(place, self.vm, self._pid)
