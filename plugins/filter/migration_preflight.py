@@ -32,6 +32,8 @@ options:
       - C(source_address) and C(destination_address), those of the peers to look at, if there was more than one.
       - C(luns), a list of dictionaries C(lun), C(vdisk), C(readonly) that the vport should have, and C(pool), the name
         of their pool. Left out, they are not compared.
+      - C(mode), V(direct) by default; V(stay_mediated) does not ask for a VF, and V(offline), for a virtual machine
+        that is shut down and started again, not for what only a live migration needs.
       - C(require_vf), whether no free VF on the destination is a problem; by default it is a warning, since the virtual
         machine can stay on the PF.
       - C(vf), a dictionary of C(queues) and C(interrupts) that a VF must have, by default 2 and 1.

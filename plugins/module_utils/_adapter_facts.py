@@ -5,6 +5,7 @@ and LVM. What cannot be told is None, with the reason next to it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -116,6 +117,12 @@ def pools(host: Host, found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     ]
 
 
+def _ready(volume: Mapping[str, str]) -> bool:
+    """No former owner's data is left in a vdisk that is zeroed up to its size."""
+    marks = re.findall(re.escape(WIPED_TAG) + r"(\d+)", volume["lv_tags"])
+    return bool(marks) and min(map(int, marks)) >= int(volume["lv_size"])
+
+
 def _pool(host: Host, device: str) -> dict[str, Any]:
     """``seqno`` counts the changes of LVM's metadata: with the same UUID and number it is the same metadata."""
     lvm = Lvm(host, device)
@@ -133,7 +140,7 @@ def _pool(host: Host, device: str) -> dict[str, Any]:
             "size": int(row["vg_size"]),
             "free": int(row["vg_free"]),
             "vdisks": [
-                {"name": name, "size": int(one["lv_size"]), "ready": WIPED_TAG in one["lv_tags"]}
+                {"name": name, "size": int(one["lv_size"]), "ready": _ready(one)}
                 for name, one in {one["lv_name"]: one for one in volumes}.items()
             ],
             "reason": None,

@@ -20,6 +20,7 @@ from ._background import Background
 from ._errors import IovlabError
 
 SSH = 22
+CONNECT_TIMEOUT = 10.0
 _ANSWERED = (0, errno.ECONNREFUSED)  # also who refuses has got the packet, and has answered it
 
 
@@ -33,8 +34,9 @@ class Peer:
         parts = urlsplit(self.uri)
         host = parts.hostname or address
         ssh_port = parts.port or SSH
-        self._ssh = Background(lambda: _connect(host, ssh_port, timeout, (0,)))
-        self._port = Background(lambda: _connect(host, port, timeout, _ANSWERED))
+        connecting = min(timeout, CONNECT_TIMEOUT)
+        self._ssh = Background(lambda: _connect(host, ssh_port, connecting, (0,)))
+        self._port = Background(lambda: _connect(host, port, connecting, _ANSWERED))
         self._libvirt = Background(lambda: self._open(load))
 
     def told(self) -> dict[str, Any]:

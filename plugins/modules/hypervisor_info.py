@@ -55,9 +55,10 @@ options:
     default: qemu:///system
   timeout:
     description:
-      - Seconds that libvirt here, and each look at a peer, may take. They run at the same time.
+      - Seconds that libvirt here, and each look at a peer, may take. They run at the same time. A TCP connection has 10
+        at most; libvirt may need longer when it looks at QEMU for the first time.
     type: int
-    default: 10
+    default: 30
 extends_documentation_fragment:
   - iovlab.storage._attributes.info_module
   - iovlab.storage._options.rpc
@@ -236,7 +237,7 @@ SPEC = RPC.merge(
             "paths": {"type": "list", "elements": "path", "default": []},
             "peers": {"type": "list", "elements": "str", "default": []},
             "uri": {"type": "str", "default": "qemu:///system"},
-            "timeout": {"type": "int", "default": 10},
+            "timeout": {"type": "int", "default": 30},
         }
     )
 )

@@ -76,6 +76,7 @@ def _peer(host: Host, other: Host, address: str) -> Record:
 
 
 def link(m: Migration) -> Findings:
+    m.only_live()
     for host, other, address, harmless in _ways(m):
         peer = _peer(host, other, address)
         ports = ["migration_port"] + (["ssh"] if "+ssh" in str(peer.get("uri")) else [])
@@ -106,6 +107,7 @@ def _range(host: Host) -> str:
 
 
 def libvirt_way(m: Migration) -> Findings:
+    m.only_live()
     for host, other, address, harmless in _ways(m):
         peer = _peer(host, other, address)
         look = record(peer.get("libvirt"))
@@ -154,6 +156,7 @@ def space(m: Migration) -> Findings:
 
 
 def ports(m: Migration) -> Findings:
+    m.only_live()
     ports = m.destination.part("migration_ports")
     if not ports.get("free"):
         yield Finding(

@@ -19,6 +19,7 @@ from ._preflight import (
 )
 from ._preflight_subject import Migration
 
+MODES = ("direct", "stay_mediated", "offline")
 _LEAST_QUEUES, _LEAST_INTERRUPTS = 2, 1
 
 
@@ -27,6 +28,9 @@ def preflight(wanted: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("vm", "vport", "source", "destination"):
         if not wanted.get(key):
             raise ValueError(f"{key} is missing; give vm, vport, source and destination")
+    mode = str(wanted.get("mode") or MODES[0])
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode}; give one of {', '.join(MODES)}")
     sides = {}
     for key in ("source", "destination"):
         facts = record(wanted[key])
@@ -45,6 +49,7 @@ def preflight(wanted: Mapping[str, Any]) -> dict[str, Any]:
             destination=sides["destination"],
             destination_address=str(wanted.get("destination_address") or ""),
             source_address=str(wanted.get("source_address") or ""),
+            mode=mode,
             require_vf=bool(wanted.get("require_vf", False)),
             require_identity=bool(wanted.get("require_identity", True)),
             queues=int(resources.get("queues") or _LEAST_QUEUES),

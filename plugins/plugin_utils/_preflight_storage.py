@@ -136,6 +136,8 @@ def pool(m: Migration) -> Findings:
 
 
 def vf(m: Migration) -> Findings:
+    if m.mode == "stay_mediated":
+        raise NotAsked("the VM is to stay on the PF")
     there = m.there
     if there is not None and there.get("vf"):
         yield f"vport {m.vport} is bound to {there['vf']} already"

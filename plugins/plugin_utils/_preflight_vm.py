@@ -70,10 +70,13 @@ def health(m: Migration) -> Findings:
             "mend the storage, then restart or resume the VM",
         )
     for device in vm.get("host_devices") or []:
-        yield Finding(
-            f"{m.vm} holds host device {device}, with which it cannot be migrated",
-            f"detach that device with virsh detach-device {m.vm}",
-        )
+        if m.mode == "offline":
+            yield warning(f"{m.vm} holds host device {device}", f"see that {m.destination.name} has it free as well")
+        else:
+            yield Finding(
+                f"{m.vm} holds host device {device}, with which it cannot be migrated live",
+                f"detach that device with virsh detach-device {m.vm}, or migrate it in mode offline",
+            )
     agent = record(vm.get("agent"))
     if agent.get("configured") and (not agent.get("connected") or agent.get("answers") is False):
         yield warning(
@@ -132,7 +135,7 @@ def machine_type(m: Migration) -> Findings:
             f"install a QEMU on {m.destination.name} that has it (qemu-system-x86_64 -machine help lists them)",
         )
     here_version, there_version = (_numbers(host.libvirt.get("qemu")) for host in (m.source, m.destination))
-    if there_version < here_version:
+    if there_version < here_version and m.mode != "offline":
         yield warning(
             f"QEMU of {m.destination.name} ({there.get('qemu')}) is older than that of {m.source.name} "
             f"({m.source.libvirt.get('qemu')})",
@@ -160,6 +163,8 @@ def cpu(m: Migration) -> Findings:
         )
     elif kind != "kvm":
         yield f"QEMU emulates the CPU ({kind})"
+    elif cpu.get("mode") in _OF_THE_HOST and m.mode == "offline":
+        yield f"it starts with the CPU of {m.destination.name}"
     elif cpu.get("mode") in _OF_THE_HOST:
         yield from _same_cpu(m, here, there)
     elif not cpu.get("model"):
@@ -170,7 +175,7 @@ def cpu(m: Migration) -> Findings:
 
 def _same_cpu(m: Migration, here: Record, there: Record) -> Findings:
     """host-passthrough: nobody else looks whether the destination has what the guest uses."""
-    remedy = "start the VM with cpu mode host-model, or a named model that both hosts have"
+    remedy = "start the VM with cpu mode host-model or a named model that both have, or migrate it in mode offline"
     if not here.get("model") or not there.get("model"):
         raise Unknown(f"libvirt of {m.source.name} or {m.destination.name} does not describe its CPU", fix=remedy)
     if here.get("vendor") != there.get("vendor"):

@@ -337,6 +337,17 @@ def test_the_pool_is_told_with_its_uuid_and_the_number_of_its_change(
     assert pool["vdisks"] == [{"name": "data", "size": 4 * MIB, "ready": True}]
 
 
+def test_a_vdisk_that_is_zeroed_only_in_part_is_not_ready(
+    told: Callable[..., dict[str, Any]], modules: Modules, host: Machine
+) -> None:
+    modules.pool(name="san", adapter=PF)
+    modules.vdisk(name="data", pool="san", size="8MiB", adapter=PF)
+    host.lvm.groups["san"].volumes["data"].tags = {f"iovlab.wiped={4 * MIB}"}
+    assert not told()["pools"][0]["vdisks"][0]["ready"]
+    host.lvm.groups["san"].volumes["data"].tags = set()
+    assert not told()["pools"][0]["vdisks"][0]["ready"]
+
+
 def test_a_namespace_without_pool_and_a_host_without_lvm_say_so(
     told: Callable[..., dict[str, Any]], host: Machine
 ) -> None:

@@ -646,6 +646,34 @@ def test_what_was_not_asked_for_is_skipped_and_said_to_be(name: str, change: Cal
     assert result_of(migration_preflight(given), name) == "skipped"
 
 
+def test_a_vm_that_is_shut_down_first_needs_less() -> None:
+    given = wanted() | {"mode": "offline"}
+    given["source"]["peers"] = given["destination"]["peers"] = []
+    d(given)["migration_ports"]["free"] = 0
+    d(given)["libvirt"]["cpu"].update(vendor="Intel")
+    d(given)["libvirt"].update(qemu="9.2.4")
+    vm(given)["host_devices"] = ["0000:03:00.1"]
+    found = migration_preflight(given)
+    assert found["ok"], found["problems"]
+    assert [one["check"] for one in found["warnings"]] == ["health"]
+    assert [result_of(found, name) for name in ("link", "libvirt_way", "ports", "cpu")] == ["skipped"] * 3 + ["ok"]
+    vm(given)["machine"] = "pc-q35-11.0"
+    assert result_of(migration_preflight(given), "machine_type") == "problem"
+
+
+def test_a_vm_that_is_to_stay_on_the_pf_needs_no_vf() -> None:
+    given = wanted() | {"mode": "stay_mediated", "require_vf": True}
+    takes_vfs(given)
+    found = migration_preflight(given)
+    assert found["ok"], found["problems"]
+    assert result_of(found, "vf") == "skipped"
+
+
+def test_a_mode_that_is_none_is_refused() -> None:
+    with pytest.raises(AnsibleFilterError, match="mode is fast; give one of direct, stay_mediated, offline"):
+        migration_preflight(wanted() | {"mode": "fast"})
+
+
 def test_everything_wrong_at_once_is_all_listed() -> None:
     given = wanted()
     for name, spoil, _message, _fix in PROBLEMS:

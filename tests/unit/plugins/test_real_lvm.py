@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.iovlab.storage.plugins.module_utils import _pool
+from ansible_collections.iovlab.storage.plugins.modules import hypervisor_info
 from tests.unit.plugins.machine import MIB, PF, Machine
 from tests.unit.plugins.runner import Modules
 
@@ -92,3 +93,19 @@ def test_a_file_system_is_not_overwritten(machine: Machine, real: Modules) -> No
     before = machine.device.read_bytes()
     assert "holds swap" in real.refused("pool", name="iovlabtest", adapter=PF)
     assert machine.device.read_bytes() == before
+
+
+def test_hypervisor_info_reads_the_pool_as_lvm_tells_it(
+    machine: Machine, real: Modules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hypervisor_info, "probe_interpreters_for_module", lambda *_arguments: None)
+    real.pool(name="iovlabtest", adapter=PF, extent_size="1MiB")
+    real.vdisk(**SAN, name="a", size="2MiB")
+    (before,) = real.hypervisor_info()["pools"]
+    assert (before["name"], before["reason"], len(before["uuid"])) == ("iovlabtest", None, 38)
+    assert before["vdisks"] == [{"name": "a", "size": 2 * MIB, "ready": True}]
+    real.vdisk(**SAN, name="a", size="3MiB")
+    (after,) = real.hypervisor_info()["pools"]
+    assert after["uuid"] == before["uuid"]
+    assert after["seqno"] > before["seqno"]
+    assert after["vdisks"][0]["size"] == 3 * MIB

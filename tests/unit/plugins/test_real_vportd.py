@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.iovlab.storage.plugins.module_utils._host import wait_until
+from ansible_collections.iovlab.storage.plugins.modules import hypervisor_info
 from tests.unit.plugins.machine import MIB, PF, Machine
 from tests.unit.plugins.runner import Modules
 
@@ -144,3 +145,21 @@ def test_a_vport_whose_lun_is_connected_is_not_deleted(vportd: Modules) -> None:
         before = _fingerprint(vportd)
         assert f"process {os.getpid()}" in vportd.refused("vport", name="v1", state="absent")
         assert _fingerprint(vportd) == before
+
+
+def test_hypervisor_info_tells_the_engine_as_it_is(vportd: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hypervisor_info, "probe_interpreters_for_module", lambda *_arguments: None)
+    vportd.vport(name="v1")
+    vportd.adapter_mapping(vport="v1", luns=LUNS)
+    vportd.vport_binding(vport="v1")
+    found = vportd.hypervisor_info()["vportd"]
+    assert found["reachable"], found["reason"]
+    assert found["protocol"] == 1
+    assert "fence" in found["features"]
+    (record,) = found["vports"]
+    assert (record["vport"], record["vf"], record["path"], record["fenced"]) == ("v1", VF0, "vf", False)
+    assert [(lun["vdisk"], lun["readonly"], lun["errors"]) for lun in record["luns"]] == [
+        ("root", False, 0),
+        ("data", True, 0),
+    ]
+    assert found["free_vfs"] == ["0000:01:00.2"]
