@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 from typing import Any
+from unittest import mock
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
@@ -30,7 +31,10 @@ class Modules:
         defaults = {key: value for key, value in self._defaults.items() if key in module.SPEC.options}
         given = {**defaults, **arguments, "_ansible_check_mode": check, "_ansible_diff": True}
         out = io.StringIO()
-        with patch_module_args(given), contextlib.redirect_stdout(out), pytest.raises(SystemExit):
+        # A filter that another test has imported makes Ansible take this process for the controller, and a module's
+        # warnings would go to the terminal and not into its result.
+        managed_host = mock.patch("ansible.module_utils._internal.is_controller", False, create=True)
+        with managed_host, patch_module_args(given), contextlib.redirect_stdout(out), pytest.raises(SystemExit):
             module.main()
         result: dict[str, Any] = json.loads(out.getvalue())
         return result
