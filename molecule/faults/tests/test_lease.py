@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A hypervisor whose engine stood still, and whose disks another has taken meanwhile, writes nothing when it goes on."""
+"""A hypervisor whose engine stood still, and whose disks another took meanwhile, writes nothing when it goes on."""
 
 from __future__ import annotations
 
