@@ -18,8 +18,9 @@ ARGS ?=
 SCENARIO ?= default migrate faults
 SOAK ?= 5
 
-# Seconds for each target of `make fuzz`.
+# Seconds for each target of `make fuzz`, rounds of `make bench-migrate`.
 FUZZ ?= 60
+ROUNDS ?= 3
 
 COLLECTION := build/collections/ansible_collections/iovlab/storage
 TYPED := $(COLLECTION)/plugins roles/vportd/files/vportd tests
@@ -101,14 +102,20 @@ molecule: setup ## Run the Molecule scenarios on one lab (SCENARIO='default migr
 	@tools/scenarios $(SCENARIO)
 
 .PHONY: soak
-soak: setup ## Unit tests with longer loops, then the demo over and over on one lab (SOAK=5 times)
+soak: setup ## The same tests with longer loops (SOAK=5 times), then the demo again and again on one lab
 	IOVLAB_SOAK=$(SOAK) pytest
-	for run in $$(seq $(SOAK)); do echo "=== soak: migration $$run of $(SOAK)"; $(MAKE) demo; done
+	IOVLAB_SOAK=$(SOAK) $(MAKE) molecule
+	for run in $$(seq $(SOAK)); do echo "=== soak: demo $$run of $(SOAK)"; $(MAKE) demo; done
 	$(MAKE) demo-down
 
 .PHONY: bench
 bench: setup ## Measure vportd against qemu-storage-daemon (QUICK=1: under 3 minutes)
 	python -m tests.bench $(if $(QUICK),--quick) $(ARGS)
+
+.PHONY: bench-migrate
+bench-migrate: setup ## Measure migrations against plain libvirt with qemu-storage-daemon (ROUNDS=3), on the Molecule lab
+	MOLECULE_PROJECT_DIRECTORY=$(CURDIR) python -m tests.bench.migrate $(ROUNDS)
+	molecule destroy -s default
 
 .PHONY: fuzz
 fuzz: setup ## Fuzz the ring and the protocol of vportd, by coverage (FUZZ=60 seconds each)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``python -m tests.bench.migrate [rounds]``: what a guest notices of a migration, against plain libvirt with
+qemu-storage-daemon's disks, on the same lab in turns. Prints a table, writes build/bench/migrate.json.
+
+Both VMs are alike, have two disks on the shared storage, and run the same load while they are on their way. The peer's
+disks are slices of the PF's device that qemu-storage-daemon exports on both hypervisors; it has no VF, and so no paths to
+switch. Times are those that the guest measures itself (worst request), libvirt's (pause) and the clock's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from tests.lab.driver import PROJECT, Lab, other, play, wait_until
+from tests.lab.load import LEDGER, MIB, PROGRAM, PYTHON
+
+OURS, PEER = "tenant1", "peer"
+SIZES = (64 * MIB, 256 * MIB)
+BLOCKS = 1024
+Figures = dict[str, float]
+
+
+def prepare_peer(lab: Lab) -> None:
+    """Exports on both hypervisors, the VM on the first one."""
+    for name in ("hv1", "hv2"):
+        host = lab.host(name)
+        adapter = lab.rpc(name, "adapter_list")[0]
+        assert host.run("which qemu-storage-daemon").rc == 0, "the lab's image has no qemu-storage-daemon"
+        host.run("systemctl stop peer-*.service")
+        end = adapter["size"]
+        for number, size in enumerate(SIZES):
+            end -= size
+            host.check_output(
+                "systemd-run --unit=peer-%s --collect -p User=libvirt-qemu -p SupplementaryGroups=disk "
+                "-p RuntimeDirectory=peer-%s qemu-storage-daemon "
+                "--blockdev driver=host_device,node-name=storage,filename=%s,cache.direct=on,locking=off "
+                "--blockdev driver=raw,node-name=disk,file=storage,offset=%s,size=%s "
+                "--export type=vhost-user-blk,id=disk,node-name=disk,writable=on,addr.type=unix,addr.path=/run/peer-%s/sock",
+                *map(str, (number, number, adapter["device"], end, size, number)),
+            )
+    root = ElementTree.fromstring(lab.host("hv1").check_output("cat /var/lib/iovlab/tenant/%s.xml", OURS))
+    for tag, text in (("name", PEER), ("uuid", "5bd1c2f0-7a55-4b6c-9b7f-6d65726f7065")):
+        element = root.find(tag)
+        assert element is not None
+        element.text = text
+    for number, source in enumerate(root.iterfind("devices/disk/source")):
+        source.set("path", f"/run/peer-{number}/sock")
+    console = root.find("devices/serial/source")
+    assert console is not None
+    console.set("path", f"/var/log/libvirt/qemu/{PEER}.console.log")
+    xml = ElementTree.tostring(root, encoding="unicode")
+    lab.host("hv1").check_output("cat >/tmp/peer.xml <<'EOF'\n" + xml + "\nEOF\nvirsh -q create /tmp/peer.xml")
+
+
+def remove_peer(lab: Lab) -> None:
+    for name in ("hv1", "hv2"):
+        lab.host(name).run("virsh destroy %s", PEER)
+        lab.host(name).run("systemctl stop peer-0.service peer-1.service")
+
+
+def measured(lab: Lab, vm: str, directory: str, move: Any) -> Figures:
+    """Load ``vm``, move it, end the load: what the guest saw, and what ``move`` tells."""
+    place = lab.place(vm)
+    disks = [f"--vdisk={vm}:{number},{4 * MIB},{BLOCKS}" for number in range(len(SIZES))]
+    lab.guest(place, vm, "/usr/bin/busybox", "rm", "-f", f"{LEDGER}.filled")
+    options = ["run", "--ledger", LEDGER, "--directory", directory, *disks]
+    pid = lab.guest_start(place, vm, *PYTHON, *options, stdin=PROGRAM.read_text())
+    filled = ("/usr/bin/busybox", "test", "-e", f"{LEDGER}.filled")
+    wait_until("load that has written each block", lambda: lab.guest(place, vm, *filled)[0] == 0, 300, 2)
+    began = time.monotonic()
+    told = move(lab, place)
+    total = time.monotonic() - began
+    place = lab.place(vm)
+    lab.guest(place, vm, "/usr/bin/busybox", "kill", "-TERM", str(pid))
+    code, said = lab.guest_end(place, vm, pid)
+    assert code == 0, f"the load in {vm}: {said[-2000:]}"
+    seen = json.loads(said)
+    return {"worst_request": seen["worst_latency"], "longest_gap": seen["longest_gap"], "total": total, **told}
+
+
+def move_ours(lab: Lab, place: str) -> Figures:
+    output = play("migrate", vm=OURS, to=other(place))
+    found = re.search(r"the report is (\S+)\.html", output)
+    assert found is not None, output[-2000:]
+    report = json.loads(Path(found[1] + ".json").read_text())
+    return {
+        "pause": report["migration"]["downtime"],
+        "live": report["migration"]["total_time"],
+        "switch": max(switch["blackout_seconds"] for switch in report["switches"]),
+    }
+
+
+def move_peer(lab: Lab, place: str) -> Figures:
+    address = "10.77.0." + other(place)[-1]
+    lab.host(place).check_output(
+        "virsh -q migrate --live %s qemu+ssh://root@%s/system tcp://%s", PEER, address, address
+    )
+    job = lab.host(other(place)).check_output("LC_ALL=C virsh domjobinfo --completed %s", PEER)
+    found = {
+        key: int(value) / 1000 for key, value in re.findall(r"^(Time elapsed|Total downtime): +(\d+) ms", job, re.M)
+    }
+    return {"pause": found["Total downtime"], "live": found["Time elapsed"]}
+
+
+def main() -> int:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    lab = Lab()
+    play("lab_up")
+    play("provision")
+    results: dict[str, list[Figures]] = {OURS: [], PEER: []}
+    try:
+        prepare_peer(lab)
+        links = "mkdir -p /tmp/disks && ln -sf /dev/vda /tmp/disks/peer:0 && ln -sf /dev/vdb /tmp/disks/peer:1"
+        lab.guest("hv1", PEER, "/usr/bin/busybox", "sh", "-c", links)
+        for number in range(rounds):
+            results[OURS].append(measured(lab, OURS, "/dev/disk/by-address", move_ours))
+            results[PEER].append(measured(lab, PEER, "/tmp/disks", move_peer))
+            print(f"round {number + 1} of {rounds}: {results[OURS][-1]} | {results[PEER][-1]}", flush=True)
+    finally:
+        remove_peer(lab)
+    lines = [f"{'median of ' + str(rounds):24} {'vportd':>10} {'peer':>10} {'ratio':>7}"]
+    for key in ("worst_request", "longest_gap", "pause", "live", "total", "switch"):
+        ours, peer = ([one[key] for one in results[side] if key in one] for side in (OURS, PEER))
+        text = f"{key.replace('_', ' ') + ' (s)':24} {statistics.median(ours):10.3f}"
+        if peer:
+            ratio = statistics.median(one / two for one, two in zip(ours, peer, strict=True) if two)
+            text += f" {statistics.median(peer):10.3f} {ratio:7.2f}"
+        lines.append(text)
+    print("\n".join(lines))
+    directory = PROJECT / "build" / "bench"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "migrate.json").write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
