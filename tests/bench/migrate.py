@@ -3,7 +3,7 @@
 qemu-storage-daemon's disks, on the same lab in turns. Prints a table, writes build/bench/migrate.json.
 
 Both VMs are alike, have two disks on the shared storage, and run the same load while they are on their way. The peer's
-disks are slices of the PF's device that qemu-storage-daemon exports on both hypervisors; it has no VF, and so no paths to
+disks are slices of the PF's device that qemu-storage-daemon exports on both hypervisors; it has no VF, and no paths to
 switch. Times are those that the guest measures itself (worst request), libvirt's (pause) and the clock's.
 """
 
@@ -42,7 +42,8 @@ def prepare_peer(lab: Lab) -> None:
                 "-p RuntimeDirectory=peer-%s qemu-storage-daemon "
                 "--blockdev driver=host_device,node-name=storage,filename=%s,cache.direct=on,locking=off "
                 "--blockdev driver=raw,node-name=disk,file=storage,offset=%s,size=%s "
-                "--export type=vhost-user-blk,id=disk,node-name=disk,writable=on,addr.type=unix,addr.path=/run/peer-%s/sock",
+                "--export type=vhost-user-blk,id=disk,node-name=disk,writable=on,addr.type=unix,"
+                "addr.path=/run/peer-%s/sock",
                 *map(str, (number, number, adapter["device"], end, size, number)),
             )
     root = ElementTree.fromstring(lab.host("hv1").check_output("cat /var/lib/iovlab/tenant/%s.xml", OURS))
