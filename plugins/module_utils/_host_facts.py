@@ -61,9 +61,21 @@ def kernel(host: Host) -> dict[str, Any]:
         "command_line": _text(os.path.join(host.proc_root, "cmdline")),
         "nvme_multipath": None if multipath is None else multipath not in ("N", "0"),
         "iommu": bool(host.sysfs.names("kernel/iommu_groups")),
+        "cpu": _cpu(host),
         "kvm": usable,
         "kvm_reason": reason,
         "nested": _nested(host),
+    }
+
+
+def _cpu(host: Host) -> dict[str, Any]:
+    """The first CPU, as the kernel shows it."""
+    first = (_text(os.path.join(host.proc_root, "cpuinfo")) or "").split("\n\n")[0]
+    lines = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    return {
+        "vendor": lines.get("vendor_id"),
+        "model": lines.get("model name"),
+        "flags": sorted(set(lines.get("flags", "").split())),
     }
 
 

@@ -77,9 +77,9 @@ class Facts:
         return sorted({domain.get("type", "") for domain in found})
 
     def _machines(self) -> list[str]:
-        """Names of machine types, aliases left out."""
+        """Names of machine types, of an alias that which it stands for."""
         found = [] if self._guest is None else self._guest.findall("arch//machine")
-        return sorted({machine.text or "" for machine in found if machine.get("canonical") is None})
+        return sorted({machine.get("canonical") or machine.text or "" for machine in found})
 
     def _cpu(self, kind: str | None) -> dict[str, Any]:
         """The most that a virtual machine can have of this host's CPU, and the named models it can run."""

@@ -90,8 +90,9 @@ host:
   sample: {"name": "hv1", "machine": "9f86d081884c7d65", "boot": "7c0b", "system": "Debian GNU/Linux 13", "root": true}
 kernel:
   description:
-    - Release and command line; whether there is an IOMMU, whether KVM can be used (else why not) and nests, and whether
-      the kernel merges the paths of a shared namespace (C(nvme_multipath), null where nvme_core is not loaded).
+    - Release and command line; vendor, model and flags of the CPU; whether there is an IOMMU, whether KVM can be used
+      (else why not) and nests, and whether the kernel merges the paths of a shared namespace (C(nvme_multipath), null
+      where nvme_core is not loaded).
   returned: success
   type: dict
   sample: {"release": "6.12.48", "iommu": true, "kvm": true, "kvm_reason": null, "nvme_multipath": false}

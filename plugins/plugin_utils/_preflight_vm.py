@@ -7,6 +7,7 @@ from typing import Any
 
 from ._preflight import (
     Finding,
+    Host,
     NotAsked,
     Record,
     Unknown,
@@ -177,7 +178,9 @@ def _same_cpu(m: Migration, here: Record, there: Record) -> Findings:
     """host-passthrough: nobody else looks whether the destination has what the guest uses."""
     remedy = "start the VM with cpu mode host-model or a named model that both have, or migrate it in mode offline"
     if not here.get("model") or not there.get("model"):
-        raise Unknown(f"libvirt of {m.source.name} or {m.destination.name} does not describe its CPU", fix=remedy)
+        here, there = (_kernel_cpu(host) for host in (m.source, m.destination))
+    if not here.get("features") or not there.get("features"):
+        raise Unknown("neither libvirt nor the kernel describes the CPU of both hosts", fix=remedy)
     if here.get("vendor") != there.get("vendor"):
         yield Finding(
             f"{m.vm} has the CPU of {m.source.name} ({here.get('vendor')}), and {m.destination.name} has one of "
@@ -199,6 +202,12 @@ def _same_cpu(m: Migration, here: Record, there: Record) -> Findings:
             remedy,
         )
     yield f"{here.get('model')} on {m.source.name}, {there.get('model')} on {m.destination.name}"
+
+
+def _kernel_cpu(host: Host) -> Record:
+    """What the kernel shows of a host's CPU, in the shape that libvirt's description has."""
+    cpu = record(host.part("kernel").get("cpu"))
+    return {"vendor": cpu.get("vendor"), "model": cpu.get("model"), "features": cpu.get("flags"), "expanded": True}
 
 
 def _named_cpu(m: Migration, cpu: Record, there: Record) -> Findings:

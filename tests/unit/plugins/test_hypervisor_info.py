@@ -145,6 +145,7 @@ def host(machine: Machine, modules: Modules, monkeypatch: pytest.MonkeyPatch) ->
         "sys/kernel/osrelease": "6.12.48",
         "sys/kernel/random/boot_id": "7c0b",
         "cmdline": "root=/dev/vda nvme_core.multipath=N",
+        "cpuinfo": "vendor_id\t: AuthenticAMD\nmodel name\t: EPYC\nflags\t\t: fpu avx2\n\nprocessor\t: 1",
         "meminfo": "MemTotal:  2560 kB\nMemFree: 12 kB\nMemAvailable:   1024 kB\n",
         "net/tcp": "  sl  local_address rem_address   st\n"
         "   0: 00000000:C000 00000000:0000 0A 0:0\n   1: 00000000:C001 0100007F:0016 01 0:0\n",
@@ -187,6 +188,7 @@ def test_the_host_is_told_by_its_kernel(told: Callable[..., dict[str, Any]], hos
         True,
         True,
     )
+    assert kernel["cpu"] == {"vendor": "AuthenticAMD", "model": "EPYC", "flags": ["avx2", "fpu"]}
     assert found["memory"] == {"total": 2560 * 1024, "available": MIB}
     assert found["paths"] == {"/var/lib/iovlab/tenant/vmlinuz": True, "/var/lib/iovlab/tenant/initrd": False}
     assert found["space"]["/var/lib/libvirt"] > 0, "of the nearest directory that is there"

@@ -92,6 +92,7 @@ def server(number: int) -> dict[str, Any]:
             "release": "6.12.48",
             "command_line": "nvme_core.multipath=N",
             "nvme_multipath": False,
+            "cpu": {"vendor": "AuthenticAMD", "model": "EPYC 7302", "flags": ["avx2", "sse4a", "svm"]},
             "iommu": True,
             "kvm": True,
             "kvm_reason": None,
@@ -417,7 +418,18 @@ PROBLEMS: list[Case] = [
     ("cpu", lambda w: d(w)["libvirt"].update(types=["qemu"]), "cannot run a VM of type kvm", "KVM"),
     ("cpu", lambda w: d(w)["libvirt"]["cpu"].update(vendor="Intel"), "Intel", "host-model"),
     ("cpu", lambda w: d(w)["libvirt"]["cpu"].update(features=["avx2"]), "lacks sse4a, x2apic", "host-model"),
-    ("cpu", lambda w: d(w)["libvirt"]["cpu"].update(model=None), "does not describe its CPU", "host-model"),
+    (
+        "cpu",
+        lambda w: (d(w)["libvirt"]["cpu"].update(model=None), d(w)["kernel"].update(cpu={"vendor": "AuthenticAMD"})),
+        "neither libvirt nor the kernel",
+        "host-model",
+    ),
+    (
+        "cpu",
+        lambda w: (d(w)["libvirt"]["cpu"].update(model=None), d(w)["kernel"]["cpu"]["flags"].remove("svm")),
+        "lacks svm",
+        "host-model",
+    ),
     ("cpu", lambda w: d(w)["libvirt"]["cpu"].update(model="EPYC", expanded=False), "hv2 has EPYC", "host-model"),
     (
         "cpu",
@@ -598,6 +610,7 @@ PASSES: list[tuple[str, str, Callable[[Wanted], Any]]] = [
         "cpu",
         lambda w: (named_cpu(w, ["avx512f"]), d(w)["libvirt"].update(runs_cpu={"ok": True, "reason": None})),
     ),
+    ("a CPU that only the kernel describes", "cpu", lambda w: d(w)["libvirt"]["cpu"].update(model=None)),
     ("a named CPU with features that are there", "cpu", named_cpu),
     ("QEMU's default CPU", "cpu", lambda w: vm(w)["cpu"].update(mode=None)),
     ("a newer QEMU", "machine_type", lambda w: d(w)["libvirt"].update(qemu="10.1.0")),
@@ -742,6 +755,7 @@ _IN_EACH_OTHERS_WAY = {
         "shows no namespace 1",
         "hv2 sees no pool san",
         "cannot run a VM of type kvm",
+        "neither libvirt nor the kernel",
     )
 }
 
