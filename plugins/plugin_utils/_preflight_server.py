@@ -247,7 +247,7 @@ CHECKS: tuple[Check[Server], ...] = (
 # The table
 
 _HEADER = ("server", "result", "PF with SR-IOV", "VFs", "free", "IOMMU", "KVM", "multipath", "libvirt", "QEMU",
-           "vportd", "pool", "packages missing")  # fmt: skip
+           "vportd", "pool", "missing")  # fmt: skip
 
 
 def _row(server: Server, found: Record) -> tuple[str, ...]:
