@@ -50,8 +50,7 @@ def hosts(m: Migration) -> Findings:
             f"libvirt has the host UUID {ids[0]} on {m.source.name} and {m.destination.name}, and refuses to migrate",
             f"give {m.destination.name} a host_uuid of its own in /etc/libvirt/libvirtd.conf",
         )
-    else:
-        yield "two hosts"
+    yield f"{m.source.name} is {here.get('name')}, {m.destination.name} is {there.get('name')}"
 
 
 def libvirt(m: Migration) -> Findings:
