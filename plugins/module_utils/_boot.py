@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from . import _kept, _nvme, _sriov, _sriov_apply, _sriov_plan
 from ._errors import IovlabError, Refused
@@ -36,7 +37,7 @@ def main(host: Host | None = None, rpc_socket: str = SOCKET, timeout: float = TI
 
 
 def restore(host: Host, kept: _kept.Kept, rpc_socket: str, timeout: float) -> str:
-    """Make one adapter have its VFs; returns what was done as a line."""
+    """Make one adapter have its VFs; returns a line that says so."""
     wait_until(
         lambda: _can_be_asked(host, kept.pf),
         timeout,
@@ -53,8 +54,10 @@ def restore(host: Host, kept: _kept.Kept, rpc_socket: str, timeout: float) -> st
         planned = _sriov_plan.plan_for(host, adapter, kept.vfs, bound_vfs(rpc_socket), allow_recreate=False)
         if not planned.changed:
             return f"{kept.pf}: its {kept.vfs.count} VFs are as they should be"
+        began = time.monotonic()
         _sriov_apply.Changes(host, adapter, timeout).apply(planned)
-    return f"{kept.pf}: " + ", ".join(step.text for step in planned.steps)
+    seconds = time.monotonic() - began
+    return f"{kept.pf}: its {kept.vfs.count} VFs are back after {seconds:.1f} s in {len(planned.steps)} steps"
 
 
 def _can_be_asked(host: Host, address: str) -> bool:
