@@ -49,12 +49,12 @@ options:
     default: nvme
   namespaces:
     description:
-      - The namespaces that each VF shows. They are attached and detached through the PF, then checked by enabling the
-        VF's controller once, as its user will; if it shows another namespace then, the module fails.
+      - The namespaces that each VF shows. They are attached and detached through the PF, then checked by resetting the
+        VF and enabling its controller once, as its user will; if it shows another namespace then, the module fails.
       - Left out with O(driver=vfio-pci), the VFs show none. Adapters attach shared namespaces to every VF, and that
         of the pool is one, so a virtual machine with such a VF would have everybody's data. Name the pool's
         namespace here only for a program that is trusted with the whole pool.
-      - Left out with another driver, the VFs show what the adapter attaches.
+      - Left out with another driver, the VFs show what the adapter attaches, less what was detached from them before.
     type: list
     elements: int
   persistent:

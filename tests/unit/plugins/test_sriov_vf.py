@@ -362,12 +362,15 @@ def test_a_vf_for_a_virtual_machine_sees_no_namespace_unless_told(machine: Machi
     ]
 
 
+@pytest.mark.parametrize("when", ["enabled", "reset"])
 @pytest.mark.parametrize("manages", [True, False])
 @pytest.mark.parametrize("count_before", [0, 1])
-def test_a_namespace_that_comes_back_when_the_vf_is_enabled_is_not_handed_over(
-    machine: Machine, modules: Modules, manages: bool, count_before: int
+def test_a_namespace_that_comes_back_is_not_handed_over(
+    machine: Machine, modules: Modules, when: str, manages: bool, count_before: int
 ) -> None:
     machine.adapter.manages_namespaces = manages
+    if when == "reset":
+        machine.adapter.reset_attaches, machine.adapter.automatic = {1}, set()
     if count_before:
         modules.sriov_vf(pf=PF, count=1)
     message = modules.refused("sriov_vf", pf=PF, count=1, driver="vfio-pci")
