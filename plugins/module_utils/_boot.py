@@ -15,7 +15,7 @@ from . import _kept, _nvme, _sriov, _sriov_apply, _sriov_plan
 from ._errors import IovlabError, Refused
 from ._host import Host, wait_until
 from ._rpc import SOCKET
-from ._vf_report import bound_vfs
+from ._vf_report import bindings
 
 TIMEOUT = 30.0  # seconds, for each thing that is waited for
 _PRIORITIES = {"error": "<3>", "info": "<6>"}  # what the journal reads at the start of a line
@@ -51,7 +51,7 @@ def restore(host: Host, kept: _kept.Kept, rpc_socket: str, timeout: float) -> st
                 f"PF {kept.pf} has serial number {adapter.serial}, not {kept.serial}: it is another adapter; "
                 "provision this host again"
             )
-        planned = _sriov_plan.plan_for(host, adapter, kept.vfs, bound_vfs(rpc_socket), allow_recreate=False)
+        planned = _sriov_plan.plan_for(host, adapter, kept.vfs, bindings(rpc_socket), allow_recreate=False)
         if not planned.changed:
             return f"{kept.pf}: its {kept.vfs.count} VFs are as they should be"
         began = time.monotonic()

@@ -250,8 +250,8 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
         if count == 0 and not host.sysfs.exists("bus/pci/devices", address):
             return _forget(module, host, address)
         adapter = _sriov.read(host, address)
-        vports = _vf_report.bound_vfs(options["rpc_socket"])
-        planned = _sriov_plan.plan_for(host, adapter, request, vports, options["allow_recreate"])
+        bound = _vf_report.bindings(options["rpc_socket"])
+        planned = _sriov_plan.plan_for(host, adapter, request, bound, options["allow_recreate"])
         kept = _kept.Kept(address, adapter.serial, _sriov_plan.settled(adapter, request)) if count else None
         keeping = _keep.plan(host, address, kept if options["persistent"] else None)
         if not module.check_mode:
@@ -259,7 +259,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
                 _sriov_apply.Changes(host, adapter, options["timeout"]).apply(planned)
                 adapter = _sriov.read(host, address)
             carry_out(keeping, _keep.actions(host))
-        return planned.with_parts(boot=keeping).report() | _vf_report.described(host, adapter, vports)
+        return planned.with_parts(boot=keeping).report() | _vf_report.described(host, adapter, bound)
 
 
 def _forget(module: AnsibleModule, host: Host, address: str) -> dict[str, Any]:

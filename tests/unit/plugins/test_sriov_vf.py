@@ -434,6 +434,21 @@ def test_after_a_reset_a_vf_with_a_vport_is_named_and_left(machine: Machine, mod
     modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=2)
 
 
+def test_a_vport_that_waits_for_its_vf_gets_it_back_but_is_not_robbed(
+    machine: Machine, modules: Modules, engine: Engine
+) -> None:
+    modules.sriov_vf(pf=PF, count=2)
+    modules.vport(name="web1", adapter=PF)
+    modules.adapter_mapping(vport="web1", luns=[{"lun": 0, "vdisk": "root", "extents": [[0, MIB, MIB]]}])
+    modules.vport_binding(vport="web1", vf=VF1)
+    machine.adapter.reset_pf()
+    engine.vports["web1"].update(path="pf", degraded="the VF worker ended; the PF path has taken over")
+    assert f"VF {VF1} is in use by vport web1" in modules.refused("sriov_vf", pf=PF, state="absent")
+    modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=2)
+    message = modules.refused("sriov_vf", pf=PF, count=2, driver="none")
+    assert f"VF {VF1} is in use by vport web1" in message
+
+
 @pytest.mark.parametrize("verb", ["numvfs", "virt_mgmt", "bind", "ready", "let_go"])
 def test_killed_before_any_kind_of_step_the_next_run_puts_it_right(
     machine: Machine, modules: Modules, monkeypatch: pytest.MonkeyPatch, verb: str
