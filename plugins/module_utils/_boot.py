@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from . import _kept, _nvme, _sriov, _sriov_apply, _sriov_plan
 from ._errors import IovlabError, Refused
 from ._host import Host, wait_until
 from ._rpc import SOCKET
-from ._vf_report import bound_vfs
+from ._vf_report import bindings
 
 TIMEOUT = 30.0  # seconds, for each thing that is waited for
 _PRIORITIES = {"error": "<3>", "info": "<6>"}  # what the journal reads at the start of a line
@@ -36,7 +37,7 @@ def main(host: Host | None = None, rpc_socket: str = SOCKET, timeout: float = TI
 
 
 def restore(host: Host, kept: _kept.Kept, rpc_socket: str, timeout: float) -> str:
-    """Make one adapter have its VFs; returns what was done as a line."""
+    """Make one adapter have its VFs; returns a line that says so."""
     wait_until(
         lambda: _can_be_asked(host, kept.pf),
         timeout,
@@ -50,11 +51,13 @@ def restore(host: Host, kept: _kept.Kept, rpc_socket: str, timeout: float) -> st
                 f"PF {kept.pf} has serial number {adapter.serial}, not {kept.serial}: it is another adapter; "
                 "provision this host again"
             )
-        planned = _sriov_plan.plan_for(host, adapter, kept.vfs, bound_vfs(rpc_socket), allow_recreate=False)
+        planned = _sriov_plan.plan_for(host, adapter, kept.vfs, bindings(rpc_socket), allow_recreate=False)
         if not planned.changed:
             return f"{kept.pf}: its {kept.vfs.count} VFs are as they should be"
+        began = time.monotonic()
         _sriov_apply.Changes(host, adapter, timeout).apply(planned)
-    return f"{kept.pf}: " + ", ".join(step.text for step in planned.steps)
+    seconds = time.monotonic() - began
+    return f"{kept.pf}: its {kept.vfs.count} VFs are back after {seconds:.1f} s in {len(planned.steps)} steps"
 
 
 def _can_be_asked(host: Host, address: str) -> bool:

@@ -163,6 +163,12 @@ class Vportd:
             vf["vf"]: vf["vport"] for adapter in self.adapters() for vf in adapter.get("vfs", []) if vf.get("vport")
         }
 
+    def waiting_vfs(self) -> frozenset[str]:
+        """VFs that failed their vport: it is still bound, and takes its requests over the PF meanwhile."""
+        return frozenset(
+            record["vf"] for record in self.vports() if record["vf"] and record["path"] == "pf" and record["degraded"]
+        )
+
 
 def _remaining(deadline: float) -> float:
     left = deadline - time.monotonic()

@@ -117,8 +117,8 @@ class Changes:
     def _isolate(self, address: str, cntlid: int, namespaces: tuple[int, ...]) -> None:
         """Make the VF's controller show ``namespaces`` alone, also after its next reset.
 
-        Some adapters attach shared namespaces whenever a controller is enabled, which is what a guest's driver does
-        first. So what counts is what the kernel's driver sees after it has done that, as the guest would.
+        An adapter may attach shared namespaces whenever a function is reset or its controller enabled, which is what
+        VFIO and the guest's driver do first. So what counts is what the kernel's driver sees after both.
         """
         wanted = set(namespaces)
         seen = self._seen(address)
@@ -137,7 +137,9 @@ class Changes:
             )
 
     def _seen(self, address: str) -> set[int]:
-        """Namespaces that the kernel's driver finds when it enables the VF's controller."""
+        """Namespaces that the kernel's driver finds when it enables the VF's controller after a reset."""
+        if self._host.sysfs.exists("bus/pci/devices", address, "reset"):
+            self._write(f"{address}/reset", "1")
         self._bind(address, NVME)
         seen = set(_nvme.active_nsids(self._host, self._live(address)))
         self._unbind(address, NVME)

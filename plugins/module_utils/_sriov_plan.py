@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import _nvme
@@ -33,6 +33,16 @@ class WantedVf:
     driver: str | None
     namespaces: tuple[int, ...] | None = None
     online: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Bindings:
+    """Which VF is whose: VF address -> vport, as vportd tells it. ``waiting`` are VFs that failed their vport, which is
+    on the PF now and goes back when the VF works again.
+    """
+
+    vports: Mapping[str, str] = field(default_factory=dict)
+    waiting: frozenset[str] = frozenset()
 
 
 def wanted(adapter: Adapter, request: Request) -> tuple[WantedVf, ...]:
@@ -289,21 +299,24 @@ def disturbed(current: Adapter, planned: Plan) -> list[str]:
     return [vf.address for vf in current.vfs if vf.cntlid in cntlids or vf.address in unbound]
 
 
-def plan_for(host: Host, current: Adapter, request: Request, vports: Mapping[str, str], allow_recreate: bool) -> Plan:
-    """Steps from ``current`` to what is asked; Refused when it cannot be, or would take a VF from its user.
-
-    ``vports`` maps VF address to vport, as vportd tells it.
-    """
+def plan_for(host: Host, current: Adapter, request: Request, bindings: Bindings, allow_recreate: bool) -> Plan:
+    """Steps from ``current`` to what is asked; Refused when it cannot be, or would take a VF from its user."""
     desired = wanted(current, request)
     planned = plan(current, desired)
-    refuse_loss(host, current, planned, vports, allow_recreate or request.count == 0)
+    refuse_loss(host, current, planned, bindings, allow_recreate or request.count == 0)
     refuse_driver_that_cannot_load(host, current, desired)
     return planned
 
 
-def refuse_loss(host: Host, current: Adapter, planned: Plan, vports: Mapping[str, str], may_remove: bool) -> None:
-    """Refused when a step would take a VF from its user, or remove VFs without leave to."""
+def refuse_loss(host: Host, current: Adapter, planned: Plan, bindings: Bindings, may_remove: bool) -> None:
+    """Refused when a step would take a VF from its user, or remove VFs without leave to.
+
+    A vport that waits for its VF loses nothing when the offline VF is brought back; its worker has ended by itself.
+    """
     victims = disturbed(current, planned)
+    removed = any(step.verb == "numvfs" for step in planned.steps)
+    helped = {vf.address for vf in current.vfs if not vf.online and not removed} & bindings.waiting
+    vports = {address: vport for address, vport in bindings.vports.items() if address not in helped}
     for address, users in users_of(host, victims, vports).items():
         if users:
             vf = next(vf for vf in current.vfs if vf.address == address)
@@ -312,7 +325,7 @@ def refuse_loss(host: Host, current: Adapter, planned: Plan, vports: Mapping[str
                 f"VF {address} is in use by {', '.join(users)}{state}; what was asked would take it away, free it "
                 "first (a vport with vport_binding state=absent)"
             )
-    if not may_remove and current.count and any(step.verb == "numvfs" for step in planned.steps):
+    if not may_remove and current.count and removed:
         raise Refused(
             f"count: adapter {current.address} has {current.count} VFs, and the kernel changes that number only by "
             "removing them all "

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -14,21 +13,21 @@ from ._kept import Kept
 from ._nvme import Resources
 from ._rpc import Vportd
 from ._sriov import Adapter
-from ._sriov_plan import plan, wanted
+from ._sriov_plan import Bindings, plan, wanted
 from ._users import users_of
 
 
-def bound_vfs(rpc_socket: str) -> dict[str, str]:
-    """VF -> vport as vportd tells it; none where it does not run, though its workers still show as processes."""
+def bindings(rpc_socket: str) -> Bindings:
+    """As vportd tells it; none where it does not run, though its workers still show as processes."""
     try:
         with Vportd(rpc_socket) as vportd:
-            return vportd.bound_vfs()
+            return Bindings(vportd.bound_vfs(), vportd.waiting_vfs())
     except VportdDown:
-        return {}
+        return Bindings()
 
 
-def described(host: Host, adapter: Adapter, vports: Mapping[str, str]) -> dict[str, Any]:
-    users = users_of(host, [vf.address for vf in adapter.vfs], vports)
+def described(host: Host, adapter: Adapter, bound: Bindings) -> dict[str, Any]:
+    users = users_of(host, [vf.address for vf in adapter.vfs], bound.vports)
     vfs = [
         asdict(vf)
         | {

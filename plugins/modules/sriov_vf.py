@@ -49,12 +49,12 @@ options:
     default: nvme
   namespaces:
     description:
-      - The namespaces that each VF shows. They are attached and detached through the PF, then checked by enabling the
-        VF's controller once, as its user will; if it shows another namespace then, the module fails.
+      - The namespaces that each VF shows. They are attached and detached through the PF, then checked by resetting the
+        VF and enabling its controller once, as its user will; if it shows another namespace then, the module fails.
       - Left out with O(driver=vfio-pci), the VFs show none. Adapters attach shared namespaces to every VF, and that
         of the pool is one, so a virtual machine with such a VF would have everybody's data. Name the pool's
         namespace here only for a program that is trusted with the whole pool.
-      - Left out with another driver, the VFs show what the adapter attaches.
+      - Left out with another driver, the VFs show what the adapter attaches, less what was detached from them before.
     type: list
     elements: int
   persistent:
@@ -250,8 +250,8 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
         if count == 0 and not host.sysfs.exists("bus/pci/devices", address):
             return _forget(module, host, address)
         adapter = _sriov.read(host, address)
-        vports = _vf_report.bound_vfs(options["rpc_socket"])
-        planned = _sriov_plan.plan_for(host, adapter, request, vports, options["allow_recreate"])
+        bound = _vf_report.bindings(options["rpc_socket"])
+        planned = _sriov_plan.plan_for(host, adapter, request, bound, options["allow_recreate"])
         kept = _kept.Kept(address, adapter.serial, _sriov_plan.settled(adapter, request)) if count else None
         keeping = _keep.plan(host, address, kept if options["persistent"] else None)
         if not module.check_mode:
@@ -259,7 +259,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
                 _sriov_apply.Changes(host, adapter, options["timeout"]).apply(planned)
                 adapter = _sriov.read(host, address)
             carry_out(keeping, _keep.actions(host))
-        return planned.with_parts(boot=keeping).report() | _vf_report.described(host, adapter, vports)
+        return planned.with_parts(boot=keeping).report() | _vf_report.described(host, adapter, bound)
 
 
 def _forget(module: AnsibleModule, host: Host, address: str) -> dict[str, Any]:

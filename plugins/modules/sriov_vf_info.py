@@ -103,7 +103,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.iovlab.storage.plugins.module_utils import _kept, _sriov, _vf_report
+from ansible_collections.iovlab.storage.plugins.module_utils import _kept, _sriov, _sriov_plan, _vf_report
 from ansible_collections.iovlab.storage.plugins.module_utils._argspec import ADAPTER, RPC
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
@@ -114,14 +114,14 @@ SPEC = ADAPTER.merge(RPC)
 def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     names = [module.params[key] for key in ("pf", "serial", "nqn")]
     addresses = [_sriov.choose(host, *names)] if any(names) else _sriov.physical_functions(host)
-    vports = _vf_report.bound_vfs(module.params["rpc_socket"])
-    return {"changed": False, "adapters": [_described(host, address, vports) for address in addresses]}
+    bound = _vf_report.bindings(module.params["rpc_socket"])
+    return {"changed": False, "adapters": [_described(host, address, bound) for address in addresses]}
 
 
-def _described(host: Host, address: str, vports: dict[str, str]) -> dict[str, Any]:
+def _described(host: Host, address: str, bound: _sriov_plan.Bindings) -> dict[str, Any]:
     adapter = _sriov.read(host, address)
     kept = _kept.load(host, _kept.path_of(address))
-    return _vf_report.described(host, adapter, vports) | {
+    return _vf_report.described(host, adapter, bound) | {
         "resources": _vf_report.resources(adapter),
         "persistent": None if kept is None else asdict(kept.vfs),
         "drift": _vf_report.drift(adapter, kept),

@@ -56,6 +56,7 @@ class Adapter:
     numvfs: int = 0
     attached: set[tuple[int, int]] = field(default_factory=set)  # (controller, namespace)
     automatic: set[int] = field(default_factory=lambda: {1})  # namespaces attached to any controller that is enabled
+    reset_attaches: set[int] = field(default_factory=set)  # namespaces attached when a VF is reset
     namespaces: set[int] = field(default_factory=lambda: {1})
     manages_namespaces: bool = True
     stuck: bool = False  # a write to sriov_numvfs never comes back
@@ -99,6 +100,7 @@ class Adapter:
             base = f"bus/pci/devices/{address}"
             self.machine.write(f"{base}/class", "0x010802")
             self.machine.write(f"{base}/driver_override", "(null)")
+            self.machine.write(f"{base}/reset", "")
             self.machine.symlink(f"{base}/physfn", f"../{PF}")
             (self.machine.sys / "kernel/iommu_groups" / str(20 + index)).mkdir(exist_ok=True)
             self.machine.symlink(f"{base}/iommu_group", f"../../../../kernel/iommu_groups/{20 + index}")
@@ -165,6 +167,9 @@ class Adapter:
         """Namespaces that the controller with this name has."""
         (address,) = [path.parts[-3] for path in self.machine.sys.glob(f"bus/pci/devices/*/nvme/{device}")]
         return [1] if address == PF else self.attached_to(address)
+
+    def reset_vf(self, address: str) -> None:
+        self.attached |= {(self.controller_of(address).cntlid, nsid) for nsid in self.reset_attaches}
 
     def attached_to(self, address: str) -> list[int]:
         cntlid = self.controller_of(address).cntlid
@@ -270,6 +275,8 @@ class KernelSysfs(Sysfs):
                 machine.adapter.probe(value)
             elif path.endswith("/driver/unbind"):
                 machine.adapter.unbind(value)
+            elif path.endswith("/reset"):
+                machine.adapter.reset_vf(path.split("/")[-2])
             else:
                 machine.write(path, value or "(null)")
         except OSError as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,9 @@ def kept_files(machine: Machine) -> list[str]:
 
 
 @pytest.mark.parametrize("driver", ["nvme", "vfio-pci", "none"])
-def test_vfs_come_back_as_they_were(machine: Machine, modules: Modules, driver: str) -> None:
+def test_vfs_come_back_as_they_were(
+    machine: Machine, modules: Modules, capsys: pytest.CaptureFixture[str], driver: str
+) -> None:
     machine.adapter.automatic.clear()
     modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=3, queues=2, driver=driver, persistent=True)
     before = shown(modules)
@@ -48,6 +51,7 @@ def test_vfs_come_back_as_they_were(machine: Machine, modules: Modules, driver: 
     assert shown(modules) == []
 
     assert boot(machine) == 0
+    assert re.fullmatch(rf"{PF}: its 3 VFs are back after \d\.\d s in \d+ steps\n", capsys.readouterr().out)
 
     assert shown(modules) == before
     assert machine.read(f"bus/pci/devices/{PF}/sriov_drivers_autoprobe") == "1"

@@ -362,12 +362,15 @@ def test_a_vf_for_a_virtual_machine_sees_no_namespace_unless_told(machine: Machi
     ]
 
 
+@pytest.mark.parametrize("when", ["enabled", "reset"])
 @pytest.mark.parametrize("manages", [True, False])
 @pytest.mark.parametrize("count_before", [0, 1])
-def test_a_namespace_that_comes_back_when_the_vf_is_enabled_is_not_handed_over(
-    machine: Machine, modules: Modules, manages: bool, count_before: int
+def test_a_namespace_that_comes_back_is_not_handed_over(
+    machine: Machine, modules: Modules, when: str, manages: bool, count_before: int
 ) -> None:
     machine.adapter.manages_namespaces = manages
+    if when == "reset":
+        machine.adapter.reset_attaches, machine.adapter.automatic = {1}, set()
     if count_before:
         modules.sriov_vf(pf=PF, count=1)
     message = modules.refused("sriov_vf", pf=PF, count=1, driver="vfio-pci")
@@ -429,6 +432,21 @@ def test_after_a_reset_a_vf_with_a_vport_is_named_and_left(machine: Machine, mod
     assert machine.fingerprint() == before
     modules.vport_binding(vport="web1", state="absent")
     modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=2)
+
+
+def test_a_vport_that_waits_for_its_vf_gets_it_back_but_is_not_robbed(
+    machine: Machine, modules: Modules, engine: Engine
+) -> None:
+    modules.sriov_vf(pf=PF, count=2)
+    modules.vport(name="web1", adapter=PF)
+    modules.adapter_mapping(vport="web1", luns=[{"lun": 0, "vdisk": "root", "extents": [[0, MIB, MIB]]}])
+    modules.vport_binding(vport="web1", vf=VF1)
+    machine.adapter.reset_pf()
+    engine.vports["web1"].update(path="pf", degraded="the VF worker ended; the PF path has taken over")
+    assert f"VF {VF1} is in use by vport web1" in modules.refused("sriov_vf", pf=PF, state="absent")
+    modules.settles("sriov_vf", machine.fingerprint, pf=PF, count=2)
+    message = modules.refused("sriov_vf", pf=PF, count=2, driver="none")
+    assert f"VF {VF1} is in use by vport web1" in message
 
 
 @pytest.mark.parametrize("verb", ["numvfs", "virt_mgmt", "bind", "ready", "let_go"])
