@@ -40,6 +40,7 @@ def run_report(run: Any) -> dict[str, Any]:
     before, after = _record(vports.get("before")), _record(vports.get("after"))
     switches = _switches(run.get("switches"), errors)
     phases = _phases(run.get("phases"), errors)
+    loaded = run.get("fio") is not None
     migration = _migration(run.get("migration"), errors)
     report = {
         **names,
@@ -53,7 +54,7 @@ def run_report(run: Any) -> dict[str, Any]:
         "intervals": _intervals(switches, migration),
         "placement": _placement(names, run.get("placement"), errors),
         "end": _end(names, after, _text(run.get("no_vf")), errors, notes),
-        "io": _io(_record(run.get("fio")), errors if run.get("fio") is not None else []),
+        "io": {"load": loaded, **_io(_record(run.get("fio")), errors if loaded else [])},
         "checks": _checks(run.get("checks"), errors),
         "samples": {str(host): _moments(one, _SAMPLE) for host, one in _record(run.get("samples")).items()},
         "progress": _moments(run.get("progress", _record(run.get("migration")).get("progress")), _PROGRESS),

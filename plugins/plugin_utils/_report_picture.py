@@ -47,6 +47,18 @@ def _tiles(report: Record) -> list[dict[str, str]]:
     latency = io["worst_latency_ms"]
     seen = "by the guest's own clock" if latency is not None else "as the engine measured it"
     guest = latency / 1e3 if latency is not None else max(worst, default=None)
+    blocks = min((check["checked"] for check in report["checks"]), default=None)
+    if blocks is not None:
+        compared = _tile("Blocks checked", scale.count(blocks), f"by {len(report['checks'])} checks of each")
+    elif io["load"]:
+        compared = _tile(
+            "Data compared",
+            scale.size(io["bytes_verified"]),
+            f"{scale.size(io['bytes_written'])} written during the run",
+        )
+    else:
+        compared = _tile("Data compared", "none", "the run had no load of its own")
+    errors = str(sum(one["count"] for one in io["errors"])) if io["load"] else "not known"
     return [
         _tile("VM stood still", scale.duration(intervals["pause"]["worst"]), "by libvirt's count"),
         _tile("Worst guest I/O", scale.duration(guest), seen),
@@ -62,12 +74,8 @@ def _tiles(report: Record) -> list[dict[str, str]]:
             if migration["memory_transferred"] is not None
             else "memory sent not known",
         ),
-        _tile(
-            "Data compared",
-            scale.size(io["bytes_verified"]),
-            f"{scale.size(io['bytes_written'])} written during the run",
-        ),
-        _tile("Errors of the guest", str(sum(one["count"] for one in io["errors"])), "that its load reported"),
+        compared,
+        _tile("Errors of the guest", errors, "as its load reported"),
     ]
 
 

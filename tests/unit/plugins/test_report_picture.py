@@ -212,6 +212,23 @@ def test_what_was_not_collected_is_left_out_and_said(run: Run) -> None:
     assert run_report(run)["verdict"] == "ok", "an older caller's run is as good as before"
 
 
+def test_a_run_without_a_load_claims_nothing_about_data(run: Run, page: jinja2.Template) -> None:
+    del run["fio"], run["checks"]
+    tiles = {tile["label"]: tile["value"] for tile in drawn(run)["tiles"]}
+    assert (tiles["Data compared"], tiles["Errors of the guest"]) == ("none", "not known")
+    assert tiles["Worst guest I/O"] == "300 ms", "as the engine measured it"
+    text = rendered(page, run)
+    assert "No data was compared." in text
+    assert "✓ OK" in text
+
+
+def test_the_checks_of_blocks_are_told(run: Run, page: jinja2.Template) -> None:
+    assert {tile["label"]: tile["value"] for tile in drawn(run)["tiles"]}["Blocks checked"] == "320"
+    assert "320 blocks, each as it was written last" in rendered(page, run)
+    run["checks"][1].update(ok=False, counts={"lost": 2})
+    assert '<td class="no">320 blocks, 2 lost</td>' in rendered(page, run)
+
+
 def test_a_run_without_times_has_no_time_line() -> None:
     assert report_picture(run_report({}))["chart"] is None
 

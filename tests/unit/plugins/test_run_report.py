@@ -152,6 +152,7 @@ def test_a_good_run_is_ok_and_every_number_is_told(run: Run) -> None:
     assert report["mapping"] == {"source": DIGEST, "destination": DIGEST, "equal": True}
     assert (report["migration"]["downtime"], report["migration"]["total_time"]) == (0.14, 15.9)
     assert report["io"] == {
+        "load": True,
         "worst_latency_ms": 23.4,
         "iops": {"read": 310.2, "write": 402.0},
         "bytes_written": 12 * MIB,
