@@ -237,7 +237,7 @@ class Lease:
         raise LeaseLost(f"it is {found}", found)
 
     def _hold(self, began: float) -> Script[bool]:
-        """Write ``mine`` with a new stamp; True = valid from ``began`` on. Nothing rests on a write that was too slow."""
+        """Write ``mine`` with a new stamp; True = valid from ``began`` on. Nothing rests on a slow write."""
         assert self.mine is not None
         seen = self.seen.stamp if self.seen is not None else 0
         record = self.mine = replace(self.mine, stamp=max(self.mine.stamp, seen) + 1)
