@@ -107,7 +107,8 @@ def test_extents_are_looked_up_in_the_pool(machine: Machine, modules: Modules, e
     modules.vport(name="v1")
     luns = [{"lun": 5, "vdisk": "web1"}]
     modules.settles("adapter_mapping", engine.fingerprint, vport="v1", pool="san", luns=luns, adapter=PF, nsid=1)
-    assert engine.mappings["v1"]["luns"][0]["extents"] == [[0, MIB, 2 * MIB]]
+    assert engine.mappings["v1"]["luns"][0]["extents"] == [[0, 5 * MIB, 2 * MIB]]
+    assert engine.mappings["v1"]["luns"][0]["lease"] == MIB
 
     before = engine.fingerprint()
     message = modules.refused("adapter_mapping", vport="v1", pool="san", luns=[{"lun": 0, "vdisk": "nix"}])
