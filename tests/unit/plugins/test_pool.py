@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from ansible_collections.iovlab.storage.plugins.module_utils import _lease, _zero
+from ansible_collections.iovlab.storage.plugins.module_utils import _zero
 from tests.unit.plugins.machine import MIB, PF, Machine, Volume
 from tests.unit.plugins.runner import Modules
 from tests.unit.plugins.vportd_server import Engine
@@ -134,7 +135,7 @@ def test_a_vdisk_whose_lease_another_host_renews_stays(
     pool.vdisk(**SAN, name="web1", size="2MiB")
     _renew(machine, 2, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(_lease.time, "sleep", lambda _seconds: _renew(machine, 2, 2))
+        patch.setattr(time, "sleep", lambda _seconds: _renew(machine, 2, 2))
         message = pool.refused("vdisk", **SAN, name="web1", state="absent")
     assert "vdisk web1 is in use on hv2" in message
     assert pool.vdisk_info(**SAN)["vdisks"][0]["name"] == "web1"
@@ -146,7 +147,7 @@ def test_a_free_lease_is_not_watched(
 ) -> None:
     pool.vdisk(**SAN, name="web1", size="2MiB")
     _renew(machine, 0, 1)
-    monkeypatch.setattr(_lease.time, "sleep", lambda _seconds: pytest.fail("it waited"))
+    monkeypatch.setattr(time, "sleep", lambda _seconds: pytest.fail("it waited"))
     assert pool.vdisk(**SAN, name="web1", state="absent")["changed"]
 
 

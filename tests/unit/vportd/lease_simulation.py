@@ -9,7 +9,7 @@ from typing import Any
 
 from vportd.errors import LeaseHeld, LeaseLost, LeaseTooLate
 from vportd.lease_protocol import NOW, READ, Host, Lease, Sleep, Timing, Write
-from vportd.lease_record import FREE, Record
+from vportd.lease_record import FREE, Record, unpack
 
 
 class TwoOwners(AssertionError):
@@ -33,9 +33,9 @@ class Engine:
         self.note = [0.0, 0.0, 0]  # valid until, last write ended, writes under way
         self.life = 0
         self.alive = False
-        self.script = None
+        self.script: Any = None
         self.prompt = False
-        self.done = None
+        self.done: Any = None
         self.boot(0.0)
 
     def boot(self, now, same_boot=True):
@@ -77,7 +77,7 @@ class Engine:
             if chance < 0.9:
                 self.begin(lease.renew(), now)
             elif chance < 0.97:
-                self.done = lambda: setattr(other, "prompt", True)
+                self.done = other.may_take
                 self.begin(lease.pass_on(other.host), now)
             else:
                 self.begin(lease.pass_on(None), now)
@@ -88,16 +88,18 @@ class Engine:
         prompt, self.prompt = self.prompt, False
         if chance < 0.6 and prompt:
             owner = self.owner()
-            self.done = lambda: owner and setattr(owner, "prompt", True)
+            self.done = owner.may_take if owner else None
             self.begin(lease.give_back(), now)
         elif chance < 0.75:
             self.begin(lease.take(prompt, force=True), now)
         else:
             self.begin(lease.take(prompt), now)
 
-    def owner(self):
-        from vportd.lease_record import unpack
+    def may_take(self):
+        """What was handed to this host was handed by who has said so since."""
+        self.prompt = True
 
+    def owner(self):
         record = unpack(self.world.disk.block)
         return next((one for one in self.world.engines if one.host == record.owner), None)
 
@@ -141,8 +143,6 @@ class Engine:
         if step == READ:
 
             def sample(t):
-                from vportd.lease_record import unpack
-
                 found = unpack(world.disk.block)
                 world.at(t + world.delay(), self.life_of(lambda then: self.advance(found, then)))
 
@@ -169,11 +169,8 @@ class Engine:
                     self.advance(None, t, OSError("failed") if failing else None)
                 else:
                     self.note[2] += 1  # it died and has not noted that the write has ended
-                    self.pending = False
                     self.world.at(t, lambda then: self.boot(then, self.same_boot))
 
-        self.pending = True
-        self.pending_until = landing
         world.at(landing, land)
 
     # What happens to it

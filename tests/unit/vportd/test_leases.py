@@ -69,8 +69,15 @@ class HostEngine(EngineProcess):
         with open(self.log, "ab") as log:
             environment = {**os.environ, "PYTHONPATH": str(PACKAGES)}
             self.process = subprocess.Popen(arguments, env=environment, stderr=log)
-        wait_for(lambda: (self.run_dir / "rpc.sock").exists() or self.process.poll() is not None, 20)
+        wait_for(lambda: self.answers() or self.process.poll() is not None, 20)
         return self
+
+    def answers(self):
+        try:
+            self.rpc()
+        except OSError:
+            return False
+        return True
 
     def signal_all(self, number):
         """To the engine and all its workers, the engine first when they stop, last when they go on."""

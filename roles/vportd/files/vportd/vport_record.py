@@ -268,6 +268,7 @@ class VportRecord:
             "degraded": self.degraded,
             "fenced": self.fenced,
             "fence_on_stop": self.fence_on_stop,
+            "fence_next": self.fence_next,
             "fence_why": self.fence_why,
             "incoming": self.incoming,
             "generation": self.generation,

@@ -133,9 +133,7 @@ class Worker(WorkerQueues):
             if not storage.synchronous:
                 kept += storage.reap()
             allowed = not (ready or kept or errors.error) or gate.open()
-            if (
-                allowed and not storage.synchronous
-            ):  # else another host may be the owner, and this guest is told nothing
+            if allowed and not storage.synchronous:  # else another host may be the owner: this guest is told nothing
                 if kept:
                     self._completed(kept)
                     kept = []
