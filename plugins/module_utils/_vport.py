@@ -84,8 +84,9 @@ def _shown(record: Record | None) -> dict[str, Any]:
 
 
 def plan_fence(name: str, record: Record | None, when: str, present: bool, following: str | None = None) -> Plan:
-    """``when``: ``now`` or ``on_stop``, the latter being met by a fence that already fell. ``following`` = the id of the
-    host that the leases go to.
+    """``when``: ``now`` or ``on_stop``, the latter being met by a fence that already fell.
+
+    ``following`` = the id of the host that the leases go to.
     """
     if record is None:
         raise missing(name)

@@ -14,7 +14,6 @@ from typing import Any
 
 from tests.unit.plugins.machine import IDENTITY, PF
 
-
 HOST_ID = "2" * 32
 
 

@@ -14,6 +14,7 @@ import pytest
 from tests.unit.vportd.engine_process import PACKAGES, VF0, EngineProcess, Refusal
 from tests.unit.vportd.frontend import FLUSH, IN, OK, OUT, Closed, Memory
 from tests.unit.vportd.test_paths import Stream, wait_for
+from vportd.lease_gate import GRACE
 from vportd.lease_protocol import Timing
 from vportd.lease_record import CLAIM, FREE, HANDED, HELD, Record, unpack
 
@@ -474,6 +475,82 @@ def test_a_fenced_source_still_lets_its_front_end_stop(hosts, front_end):
     assert front.stop_queue(0) == 0
     rpc1.vport_delete(vport="vp0", force=True)
     assert lease(rpc2)["state"] == "held"
+
+
+def test_a_lost_vport_goes_on_when_the_lease_is_free_and_somebody_lifts_its_fence(hosts, front_end):
+    hv1, hv2 = hosts("hv1", latency=[0.05, 0.1]), hosts("hv2")
+    rpc1 = make(hv1)
+    queue = front_end(hv1.socket()).start()
+    rpc2 = make(hv2, incoming=True)
+    for number in range(8):
+        queue.submit(OUT, number * 8, b"s" * 512)
+    queue.kick()
+    hv1.signal_all(signal.SIGSTOP)
+    rpc2.lease_break(vport="vp0")
+    hv1.signal_all(signal.SIGCONT)
+    wait_for(lambda: rpc1.vport_get(vport="vp0")["fenced"])
+    rpc2.vport_delete(vport="vp0")
+    time.sleep(QUICK.validity)
+    assert rpc1.vport_get(vport="vp0")["fenced"], "another host had the disk since: not by itself"
+    assert queue.reap() == []
+    rpc1.vport_unfence(vport="vp0")
+    assert len(queue.wait(8)) == 8
+    assert rpc1.vport_get(vport="vp0")["fence_why"] is None
+    assert lease(rpc1)["generation"] == 3
+
+
+def test_what_could_not_be_handed_over_is_when_the_storage_is_back(hosts, front_end):
+    hv1, hv2 = hosts("hv1"), hosts("hv2")
+    rpc1, rpc2, front, _ = migrate(hv1, hv2, front_end)
+    with open(hv1.storage, "r+b") as file:  # only its lease cannot be used any more
+        file.seek(LEASE)
+        good = file.read(4096)
+        os.kill(hv1.process.pid, signal.SIGSTOP)
+        time.sleep(QUICK.validity + 0.2)  # so that it does not put it right as its owner
+        file.seek(LEASE)
+        file.write(b"nonsense" * 512)
+        file.flush()
+        os.kill(hv1.process.pid, signal.SIGCONT)
+        base = front.stop_queue(0)
+        assert "is not given up yet" in hv1.log.read_text()
+        assert rpc1.vport_get(vport="vp0")["fenced"]
+        there = arrive(hv2, front_end, front, base)
+        queue = there.queues[0]
+        queue.submit(OUT, 16, b"there".ljust(512))
+        queue.kick()
+        wait_for(lambda: "lease_awaited" in events(rpc2))
+        file.seek(LEASE)
+        file.write(good)
+        file.flush()
+    assert queue.wait(1, 20)[0][1] == OK
+
+
+GUARDED = """
+import os, pathlib, signal, sys
+from vportd.lease_gate import Gate, Watch, now
+gate = Gate(pathlib.Path(sys.argv[1]))
+watch = Watch(gate.reader())
+gate.set(now() + 0.3)
+assert watch.open()
+if sys.argv[2] == "idle":
+    watch.idle(-1)
+os.kill(os.getpid(), signal.SIGSTOP)
+print("it goes on")
+"""
+
+
+@pytest.mark.parametrize(("what", "ends"), [("busy", -signal.SIGALRM), ("idle", 0)])
+def test_a_worker_stopped_between_look_and_write_is_dead_before_it_goes_on(what, ends, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", GUARDED, str(tmp_path / "gate"), what],
+        env={**os.environ, "PYTHONPATH": str(PACKAGES)},
+        stdout=subprocess.PIPE,
+    )
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    time.sleep(0.3 + GRACE + 0.2)
+    process.send_signal(signal.SIGCONT)
+    out, _ = process.communicate(timeout=10)
+    assert (process.returncode, out) == (ends, b"" if ends else b"it goes on\n")
 
 
 def test_requests_wait_while_the_lease_cannot_be_renewed(hosts, front_end):

@@ -71,7 +71,7 @@ class VportLeases:
         self._keepers: dict[int, Keeper] = {}
         self._task: asyncio.Task[None] | None = None
         self._now = asyncio.Event()
-        self._prompt = False
+        self._prompt = True  # until a try has failed: then something is not as in a migration that goes well
         self._expired = False
         self._said: str | None = None
         self._busy = asyncio.Lock()
@@ -308,7 +308,7 @@ class VportLeases:
     def ring_starts(self) -> None:
         """A front end starts a ring: a vport whose VM arrives takes its leases now. The ring waits at the gate."""
         if self._vport.incoming and self.goal is Goal.REST and self._keepers:
-            self.goal, self._prompt = Goal.TAKE, True
+            self.goal = Goal.TAKE
             self._start()
 
     @property
@@ -390,12 +390,9 @@ class VportLeases:
     async def take(self, force: bool = False) -> None:
         """Take all leases, with ``force`` from owners who are gone, and hold them. Raises RpcError."""
         async with self._stopped():
-            if self._vport.fenced and self.goal is not Goal.HOLD:
-                self.goal, self.to_pass = Goal.REST, False
             await self._take_all(self._keepers, force)
-            self.lost = None
-            if self._keepers:
-                self.goal = Goal.HOLD
+            self.lost, self.to_pass = None, False
+            self.goal = Goal.HOLD if self._keepers else Goal.REST
             self._publish()
 
     async def look(self) -> None:
