@@ -99,7 +99,8 @@ class Engine:
         }
 
     def do_get_version(self) -> Any:
-        return {"version": "1.2.3", "protocol": 1, "features": ["switch", "fence"]}
+        features = ["switch", "fence", "lease"]
+        return {"version": "1.2.3", "protocol": 1, "features": features, "host_id": HOST_ID, "host_name": "hv2"}
 
     def do_adapter_list(self) -> Any:
         return self.adapters
@@ -209,9 +210,6 @@ class Engine:
     def do_vport_unfence(self, vport: str) -> Any:
         self._get(vport).update(fenced=False, fence_on_stop=False, fence_next=None)
         return self._record(vport)
-
-    def do_get_version(self) -> Any:
-        return {"version": "1", "protocol": 1, "features": ["lease"], "host_id": HOST_ID, "host_name": "hv2"}
 
     def do_lease_get(self, vport: str) -> Any:
         self._get(vport)
