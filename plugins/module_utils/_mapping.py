@@ -35,15 +35,17 @@ class Lun:
     vdisk: str
     readonly: bool
     extents: tuple[Extent, ...]
+    lease: int | None = None
 
     def sent(self) -> dict[str, Any]:
         """As vportd's mapping_set takes it."""
-        return {
+        sent = {
             "lun": self.lun,
             "vdisk": self.vdisk,
             "readonly": self.readonly,
             "extents": [extent.sent() for extent in self.extents],
         }
+        return sent if self.lease is None else sent | {"lease": self.lease}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +91,19 @@ def normalised(luns: Iterable[Lun]) -> tuple[Lun, ...]:
                 merged[-1] = Extent(last.start, last.physical, last.length + extent.length, last.readonly)
             else:
                 merged.append(extent)
-        result.append(Lun(lun.lun, lun.vdisk, lun.readonly, tuple(merged)))
+        result.append(Lun(lun.lun, lun.vdisk, lun.readonly, tuple(merged), lun.lease))
     return tuple(result)
 
 
 def from_vportd(reply: Mapping[str, Any]) -> VportMapping:
     luns = [
-        Lun(lun["lun"], lun["vdisk"], bool(lun.get("readonly")), parse_extents(lun["vdisk"], lun["extents"]))
+        Lun(
+            lun["lun"],
+            lun["vdisk"],
+            bool(lun.get("readonly")),
+            parse_extents(lun["vdisk"], lun["extents"]),
+            lun.get("lease"),
+        )
         for lun in reply["luns"]
     ]
     return VportMapping(reply["generation"], reply.get("digest"), normalised(luns))

@@ -2,9 +2,9 @@
 """Pools and vdisks on LVM.
 
 A pool is a volume group on one namespace, a vdisk a linear logical volume in it that is never activated: LVM keeps
-the first mapping (vdisk -> extents) and nothing else. Every LVM command is told the one device to look at, because
-the same physical volume shows through the PF and through each VF, and is run with activation off, so that no command
-can hand a vdisk to device-mapper.
+the first mapping (vdisk -> extents) and, as a tag, which block of the volume ``iovlab_leases`` is the vdisk's lease.
+Every LVM command is told the one device to look at, because the same physical volume shows through the PF and through
+each VF, and is run with activation off, so that no command can hand a vdisk to device-mapper.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import _zero
+from . import _lease, _zero
 from ._errors import CommandFailed, Missing, Refused, StepFailed
 from ._host import Host
 from ._plan import Plan, Step, carry_out
@@ -26,18 +26,24 @@ Extent = tuple[int, int, int]
 
 LVM_TIMEOUT = 60.0
 WIPED_TAG = "iovlab.wiped="
+LEASE_TAG = "iovlab.lease="
+LEASES = "iovlab_leases"
+LEASES_SIZE = 4 * 1024 * 1024
 _CONFIG = 'global{activation=0} devices{filter=["a|.*|"] global_filter=["a|.*|"]}'
 
 
 @dataclass(frozen=True, slots=True)
 class Vdisk:
-    """``wiped``: bytes from the start that hold no former owner's data; None = not made by this collection."""
+    """``wiped``: bytes from the start that hold no former owner's data; None = not made by this collection.
+    ``lease``: its block of the volume of leases.
+    """
 
     name: str
     size: int
     wiped: int | None
     extents: tuple[Extent, ...]
     active_as: str | None = None
+    lease: int | None = None
 
     @property
     def ready(self) -> bool:
@@ -46,6 +52,8 @@ class Vdisk:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
+    """``leases``: the volume that holds the leases of the vdisks; it is none of them."""
+
     name: str
     device: str
     extent_size: int
@@ -53,6 +61,20 @@ class Pool:
     free: int
     autoactivation: bool
     vdisks: tuple[Vdisk, ...]
+    leases: Vdisk | None = None
+
+    def lease_of(self, vdisk: Vdisk) -> int | None:
+        """Byte on the namespace where the lease of a vdisk lies."""
+        if self.leases is None or not self.leases.ready or vdisk.lease is None:
+            return None
+        return _lease.offset_of(vdisk.lease, self.leases.extents)
+
+    def free_lease(self) -> int | None:
+        """The lowest block that is no vdisk's lease; None when there is none, or none can be given yet."""
+        if self.leases is None or not self.leases.ready:
+            return None
+        taken = {vdisk.lease for vdisk in self.vdisks}
+        return next((block for block in range(self.leases.size // _lease.SIZE) if block not in taken), None)
 
     def vdisk(self, name: str) -> Vdisk | None:
         return next((vdisk for vdisk in self.vdisks if vdisk.name == name), None)
@@ -128,9 +150,10 @@ def read_storage(host: Host, device: str, size: int, readonly: bool = False) -> 
             Vdisk(
                 name=name,
                 size=int(own[0]["lv_size"]),
-                wiped=_wiped(own[0]["lv_tags"]),
+                wiped=_number(own[0]["lv_tags"], WIPED_TAG),
                 extents=_extents(own, start, extent_size),
                 active_as=next((node for known, node in mapped.items() if known.startswith(uuid)), None),
+                lease=_number(own[0]["lv_tags"], LEASE_TAG),
             )
         )
     pool = Pool(
@@ -140,7 +163,8 @@ def read_storage(host: Host, device: str, size: int, readonly: bool = False) -> 
         size=int(group["vg_size"]),
         free=int(group["vg_free"]),
         autoactivation=group["vg_autoactivation"] not in ("", "0"),
-        vdisks=tuple(sorted(vdisks, key=lambda vdisk: vdisk.name)),
+        vdisks=tuple(sorted((one for one in vdisks if one.name != LEASES), key=lambda vdisk: vdisk.name)),
+        leases=next((one for one in vdisks if one.name == LEASES), None),
     )
     return Storage(device, size, pool)
 
@@ -157,8 +181,8 @@ def pool_of(storage: Storage, name: str) -> Pool:
     return storage.pool
 
 
-def _wiped(tags: str) -> int | None:
-    marks = [tag.removeprefix(WIPED_TAG) for tag in tags.split(",") if tag.startswith(WIPED_TAG)]
+def _number(tags: str, kind: str) -> int | None:
+    marks = [tag.removeprefix(kind) for tag in tags.split(",") if tag.startswith(kind)]
     return min((int(mark) for mark in marks if mark.isdigit()), default=None)
 
 
@@ -208,6 +232,7 @@ def plan_pool(storage: Storage, name: str, present: bool, extent_size: int) -> P
             "device": storage.device,
             "extent_size": pool.extent_size if pool else extent_size,
             "autoactivation": False,
+            "leases": True,
         }
         if pool is None:
             if storage.signatures:
@@ -217,9 +242,10 @@ def plan_pool(storage: Storage, name: str, present: bool, extent_size: int) -> P
                 )
             if extent_size < 4096 or extent_size & (extent_size - 1):
                 raise Refused(f"extent_size: {extent_size} is not a power of two of at least 4KiB; use 4MiB")
-            if extent_size * 2 > storage.size:
+            room = extent_size * 2 + _leases_size(extent_size)  # for LVM's own data, the leases, and a vdisk
+            if room > storage.size:
                 raise Refused(
-                    f"extent_size: {format_size(extent_size)} leaves no extent on {storage.device} of "
+                    f"extent_size: {format_size(extent_size)} leaves no extent for a vdisk on {storage.device} of "
                     f"{format_size(storage.size)}; choose a smaller one"
                 )
             return Plan(
@@ -229,19 +255,22 @@ def plan_pool(storage: Storage, name: str, present: bool, extent_size: int) -> P
                     Step(
                         "create", f"create pool {name} on {storage.device}", {"name": name, "extent_size": extent_size}
                     ),
+                    *_leases_steps(name, extent_size, None),
                 ),
             )
         pool_of(storage, name)
-        steps = (
-            (
-                Step(
-                    "no_autoactivation", f"keep hosts from activating the vdisks of pool {name} at boot", {"name": name}
-                ),
+        steps = []
+        if pool.autoactivation:
+            text = f"keep hosts from activating the vdisks of pool {name} at boot"
+            steps.append(Step("no_autoactivation", text, {"name": name}))
+        missing = _leases_size(pool.extent_size)
+        if pool.leases is None and pool.free < missing:
+            note = (
+                f"pool {name} has no {format_size(missing)} left for leases, so that nothing keeps two hosts from "
+                "writing a vdisk; remove a vdisk and run this again"
             )
-            if pool.autoactivation
-            else ()
-        )
-        return Plan(before, after, steps)
+            return Plan(before, after | {"leases": False}, tuple(steps), (note,))
+        return Plan(before, after, (*steps, *_leases_steps(name, pool.extent_size, pool.leases)))
     if pool is None:
         return Plan(before, {})
     pool_of(storage, name)
@@ -250,7 +279,33 @@ def plan_pool(storage: Storage, name: str, present: bool, extent_size: int) -> P
         raise Refused(
             f"pool {name} still holds {len(pool.vdisks)} vdisks ({names}); remove them with the vdisk module first"
         )
-    return Plan(before, {}, (Step("remove", f"remove pool {name} from {storage.device}", {"name": name}),))
+    steps = [Step("remove", f"remove pool {name} from {storage.device}", {"name": name})]
+    if pool.leases is not None:
+        steps.insert(0, Step("remove_leases", f"remove the leases of pool {name}", {"name": name}))
+    return Plan(before, {}, tuple(steps))
+
+
+def _leases_size(extent_size: int) -> int:
+    return -(-LEASES_SIZE // extent_size) * extent_size
+
+
+def _leases_steps(name: str, extent_size: int, leases: Vdisk | None) -> tuple[Step, ...]:
+    """What is missing until vdisks can be given leases. They are zeroed first, and a run that was killed before it had
+    done so is finished by the next.
+    """
+    if leases is not None and (leases.wiped is None or not leases.extents):
+        raise Refused(
+            f"{name}/{LEASES} is not of this collection, and its name is needed; rename it with lvrename {name} "
+            f"{LEASES}"
+        )
+    steps = []
+    if leases is None:
+        size = _leases_size(extent_size)
+        text = f"make room for the leases of pool {name}, {format_size(size)}"
+        steps.append(Step("create_leases", text, {"name": name, "size": size}))
+    if leases is None or not leases.ready:
+        steps.append(Step("zero_leases", f"zero the leases of pool {name}", {"name": name}))
+    return tuple(steps)
 
 
 def apply_pool(host: Host, storage: Storage, planned: Plan) -> None:
@@ -275,7 +330,49 @@ def apply_pool(host: Host, storage: Storage, planned: Plan) -> None:
     def no_autoactivation(name: str) -> None:
         lvm.run("vgchange", "--setautoactivation", "n", name)
 
-    carry_out(planned, {"create": create, "remove": remove, "no_autoactivation": no_autoactivation})
+    def create_leases(name: str, size: int) -> None:
+        _create(lvm, name, LEASES, size)
+
+    def zero_leases(name: str) -> None:
+        now = pool_of(read_storage(host, storage.device, 0), name).leases
+        if now is None or now.wiped is None or now.active_as:
+            raise StepFailed(f"the leases of pool {name} changed under this run; nothing was zeroed, run it again")
+        _wipe(lvm, name, now)
+
+    def remove_leases(name: str) -> None:
+        lvm.run("lvremove", "--yes", f"{name}/{LEASES}")
+
+    actions: dict[str, Callable[..., None]] = {
+        "create": create,
+        "remove": remove,
+        "no_autoactivation": no_autoactivation,
+        "create_leases": create_leases,
+        "zero_leases": zero_leases,
+        "remove_leases": remove_leases,
+    }
+    carry_out(planned, actions)
+
+
+def _create(lvm: Lvm, pool: str, name: str, size: int) -> None:
+    lvm.run(
+        "lvcreate", "--yes", "--type", "linear", "--activate", "n", "--zero", "n", "--wipesignatures", "n",
+        "--addtag", f"{WIPED_TAG}0", "--size", f"{size}b", "--name", name, pool,
+    )  # fmt: skip
+
+
+def _wipe(lvm: Lvm, pool: str, volume: Vdisk) -> None:
+    """Zero what of a volume is not wiped yet, then say in its tag that it is."""
+    assert volume.wiped is not None
+    try:
+        for _start, physical, length in beyond(volume.extents, volume.wiped):
+            _zero.zero(lvm.device, physical, length)
+    except OSError as exc:
+        raise StepFailed(
+            f"zeroing vdisk {volume.name} on {lvm.device} failed: {exc.strerror}; it is not wiped and cannot be "
+            "mapped, run this again"
+        ) from exc
+    tags = ("--deltag", f"{WIPED_TAG}{volume.wiped}", "--addtag", f"{WIPED_TAG}{volume.size}")
+    lvm.run("lvchange", *tags, f"{pool}/{volume.name}")
 
 
 def _shown_pool(pool: Pool | None) -> dict[str, Any]:
@@ -286,6 +383,7 @@ def _shown_pool(pool: Pool | None) -> dict[str, Any]:
         "device": pool.device,
         "extent_size": pool.extent_size,
         "autoactivation": pool.autoactivation,
+        "leases": pool.leases is not None and pool.leases.ready,
     }
 
 
@@ -348,7 +446,12 @@ def plan_vdisk(pool: Pool, name: str, size: int | None, wipe: bool) -> Plan:
     if wipe and wiped < rounded:
         steps.append(Step("wipe", f"zero {format_size(rounded - wiped)} of vdisk {name}", {"name": name}))
         wiped = rounded
-    return Plan(before, {"name": name, "size": rounded, "wiped": wiped}, tuple(steps), notes)
+    lease = vdisk.lease if vdisk else None
+    if lease is None:
+        lease = pool.free_lease()
+        if lease is not None:
+            steps.append(Step("lease", f"give vdisk {name} lease {lease}", {"name": name, "lease": lease}))
+    return Plan(before, {"name": name, "size": rounded, "wiped": wiped, "lease": lease}, tuple(steps), notes)
 
 
 Guard = Callable[[str, Sequence[Extent]], None]
@@ -359,10 +462,7 @@ def apply_vdisk(host: Host, pool: Pool, planned: Plan, guard: Guard) -> None:
     lvm = Lvm(host, pool.device)
 
     def create(name: str, size: int) -> None:
-        lvm.run(
-            "lvcreate", "--yes", "--type", "linear", "--activate", "n", "--zero", "n", "--wipesignatures", "n",
-            "--addtag", f"{WIPED_TAG}0", "--size", f"{size}b", "--name", name, pool.name,
-        )  # fmt: skip
+        _create(lvm, pool.name, name, size)
 
     def grow(name: str, size: int) -> None:
         lvm.run("lvextend", "--type", "linear", "--size", f"{size}b", f"{pool.name}/{name}")
@@ -377,26 +477,17 @@ def apply_vdisk(host: Host, pool: Pool, planned: Plan, guard: Guard) -> None:
             raise StepFailed(
                 f"vdisk {name} of pool {pool.name} changed under this run; nothing was wiped, run it again"
             )
-        stale = beyond(vdisk.extents, vdisk.wiped)
-        guard(name, stale)
-        try:
-            for _start, physical, length in stale:
-                _zero.zero(pool.device, physical, length)
-        except OSError as exc:
-            raise StepFailed(
-                f"zeroing vdisk {name} on {pool.device} failed: {exc.strerror}; it is not wiped and cannot be "
-                "mapped, run this again"
-            ) from exc
-        lvm.run(
-            "lvchange",
-            "--deltag",
-            f"{WIPED_TAG}{vdisk.wiped}",
-            "--addtag",
-            f"{WIPED_TAG}{vdisk.size}",
-            f"{pool.name}/{name}",
-        )
+        guard(name, beyond(vdisk.extents, vdisk.wiped))
+        _wipe(lvm, pool.name, vdisk)
 
-    carry_out(planned, {"create": create, "grow": grow, "remove": remove, "wipe": wipe})
+    def lease(name: str, lease: int) -> None:
+        offset = _lease.offset_of(lease, pool.leases.extents) if pool.leases else None
+        if offset is None:
+            raise StepFailed(f"pool {pool.name} has no lease {lease}; run this again")
+        _zero.zero(pool.device, offset, _lease.SIZE)  # what the vdisk that had it before has left
+        lvm.run("lvchange", "--addtag", f"{LEASE_TAG}{lease}", f"{pool.name}/{name}")
+
+    carry_out(planned, {"create": create, "grow": grow, "remove": remove, "wipe": wipe, "lease": lease})
 
 
 def beyond(extents: Sequence[Extent], offset: int) -> list[Extent]:
@@ -410,7 +501,9 @@ def beyond(extents: Sequence[Extent], offset: int) -> list[Extent]:
 
 
 def _shown_vdisk(vdisk: Vdisk | None) -> dict[str, Any]:
-    return {} if vdisk is None else {"name": vdisk.name, "size": vdisk.size, "wiped": vdisk.wiped}
+    if vdisk is None:
+        return {}
+    return {"name": vdisk.name, "size": vdisk.size, "wiped": vdisk.wiped, "lease": vdisk.lease}
 
 
 def described(pool: Pool, vdisk: Vdisk) -> dict[str, Any]:
@@ -423,6 +516,7 @@ def described(pool: Pool, vdisk: Vdisk) -> dict[str, Any]:
         "ready": vdisk.ready,
         "device": pool.device,
         "extents": [list(extent) for extent in vdisk.extents],
+        "lease": pool.lease_of(vdisk),
     }
 
 

@@ -13,6 +13,7 @@ from ._errors import VportdDown, VportdError
 
 SOCKET = "/run/vportd/rpc.sock"
 ANSWER_TIMEOUT = 15.0
+LEASE_TIMEOUT = 120.0  # that a method may take which waits for a lease: the engine's validity of it, with all margins
 _LONGEST = 64 * 1024 * 1024
 
 
@@ -109,13 +110,16 @@ class Vportd:
         ``timeout``: seconds that a switch between paths may drain, for the methods that make one.
         """
 
-        def verb(method: str, fixed: dict[str, Any]) -> Callable[..., Any]:
-            return lambda **params: self.call(method, wait=timeout or 0.0, vport=vport, **fixed, **params)
+        def verb(method: str, fixed: dict[str, Any], wait: float = timeout or 0.0) -> Callable[..., Any]:
+            return lambda **params: self.call(method, wait=wait, vport=vport, **fixed, **params)
 
         switching = {"vport_bind", "vport_unbind", "vport_switch"}
-        plain = {"vport_create", "vport_delete", "vport_fence", "vport_unfence", "mapping_set", "mapping_delete"}
+        plain = {"vport_create"}
+        leases = {"vport_delete", "vport_fence", "vport_unfence", "mapping_set", "mapping_delete"}
+        leases |= {"lease_take", "lease_break"}
         drain = {} if timeout is None else {"timeout": timeout}
-        return {method: verb(method, drain if method in switching else {}) for method in switching | plain}
+        found = {method: verb(method, drain if method in switching else {}) for method in switching | plain}
+        return found | {method: verb(method, {}, LEASE_TIMEOUT) for method in leases}
 
     # What more than one module asks for
 
@@ -155,6 +159,16 @@ class Vportd:
             if exc.reason == "NOT_FOUND":
                 return []
             raise
+        return found
+
+    def leases(self, name: str) -> list[dict[str, Any]]:
+        """The leases of a vport, read from the storage now."""
+        found: list[dict[str, Any]] = self.call("lease_get", vport=name)
+        return found
+
+    def engine(self) -> dict[str, Any]:
+        """What the engine says of itself, and by which id and name its host holds leases."""
+        found: dict[str, Any] = self.call("get_version")
         return found
 
     def bound_vfs(self) -> dict[str, str]:

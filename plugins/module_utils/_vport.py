@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,24 +83,62 @@ def _shown(record: Record | None) -> dict[str, Any]:
     )
 
 
-def plan_fence(name: str, record: Record | None, when: str, present: bool) -> Plan:
-    """``when``: ``now`` or ``on_stop``, the latter being met by a fence that already fell."""
+def plan_fence(name: str, record: Record | None, when: str, present: bool, following: str | None = None) -> Plan:
+    """``when``: ``now`` or ``on_stop``, the latter being met by a fence that already fell.
+
+    ``following`` = the id of the host that the leases go to.
+    """
     if record is None:
         raise missing(name)
+    if following is not None and re.fullmatch("[0-9a-f]{32}", following) is None:
+        raise Refused(
+            f"next: {following!r} is no host_id; take it from what vport_info returns as engine on that hypervisor"
+        )
     before = {"vport": name, "fenced": record["fenced"], "fence_on_stop": record["fence_on_stop"]}
+    before |= {"fence_next": record.get("fence_next")}
     if present:
-        if record["fenced"] or (when == "on_stop" and record["fence_on_stop"]):
+        armed = record["fence_on_stop"] and record.get("fence_next") == following
+        if record["fenced"] or (when == "on_stop" and armed):
             return Plan(before, before)
-        after = before | ({"fenced": True} if when == "now" else {"fence_on_stop": True})
+        after = before | ({"fenced": True} if when == "now" else {"fence_on_stop": True}) | {"fence_next": following}
         text = f"fence vport {name} " + ("now" if when == "now" else "when its virtual machine stops")
-        return Plan(before, after, (Step("vport_fence", text, {"when": when}),))
+        step = Step("vport_fence", text, {"when": when} if following is None else {"when": when, "next": following})
+        return Plan(before, after, (step,))
     if not record["fenced"] and not record["fence_on_stop"]:
         return Plan(before, before)
     return Plan(
         before,
-        before | {"fenced": False, "fence_on_stop": False},
+        before | {"fenced": False, "fence_on_stop": False, "fence_next": None},
         (Step("vport_unfence", f"lift the fence of vport {name}"),),
     )
+
+
+def plan_lease(
+    name: str, record: Record | None, leases: Sequence[Mapping[str, Any]], engine: Mapping[str, Any], force: bool
+) -> Plan:
+    """All leases of a vport held by this host. ``force``: break those of others."""
+    if record is None:
+        raise missing(name)
+    me, called = engine["host_id"], engine["host_name"]
+    before = {"vport": name, "leases": {one["vdisk"]: _owner(one) for one in leases}}
+    after = {"vport": name, "leases": {one["vdisk"]: called for one in leases}}
+    missed = [one for one in leases if (one["state"], one["owner"]) != ("held", me)]
+    if not missed:
+        return Plan(before, before)
+    others = [one for one in missed if one["state"] != "free" and me not in (one["owner"], one["next"])]
+    for one in () if force else others:
+        raise Refused(
+            f"vdisk {one['vdisk']} of vport {name} is leased to {one['owner_name'] or one['owner']} (generation "
+            f"{one['generation']}); set break only when that hypervisor is switched off or lost for good"
+        )
+    if others:
+        whose = ", ".join(dict.fromkeys(f"{one['owner_name'] or one['owner']}" for one in others))
+        return Plan(before, after, (Step("lease_break", f"break the leases that {whose} has for vport {name}"),))
+    return Plan(before, after, (Step("lease_take", f"take the leases of vport {name}"),))
+
+
+def _owner(lease: Mapping[str, Any]) -> str | None:
+    return None if lease["state"] == "free" else lease["owner_name"] or lease["owner"]
 
 
 def choose_vf(record: Record, adapter: Mapping[str, Any], wanted: str) -> str | None:

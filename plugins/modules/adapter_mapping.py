@@ -12,7 +12,9 @@ short_description: Push the mapping of a vport to its adapter
 description:
   - The mapping of a vport says which vdisk is which LUN, and which regions of the adapter's storage each vdisk has.
     It is sent to the PF and to nobody else, whole or not at all.
-  - Extents are looked up in the pool, or declared by hand.
+  - Extents are looked up in the pool, or declared by hand. From the pool comes also where the lease of the vdisk lies.
+    C(vportd) holds it from then on, so that no other hypervisor writes the vdisk, unless the vport is one that a
+    virtual machine is to arrive at. While another hypervisor holds it the mapping is refused.
   - A mapping has a generation. The one that was read is sent back with the change, so that of two writers at a time
     the later is refused.
 author:
@@ -132,7 +134,8 @@ luns:
   returned: success
   type: list
   elements: dict
-  sample: [{"lun": 0, "vdisk": "web1-root", "readonly": false, "extents": [[0, 1048576, 67108864]]}]
+  sample:
+    - {"lun": 0, "vdisk": "web1-root", "readonly": false, "extents": [[0, 5242880, 67108864]], "lease": 1048576}
 steps:
   description: What was done, or in check mode would be done, a sentence each.
   returned: success
@@ -231,7 +234,7 @@ def _wanted(
     luns = []
     storage = None
     for entry in options["luns"]:
-        vdisk = entry["vdisk"]
+        vdisk, lease = entry["vdisk"], None
         if entry["extents"] is not None:
             extents = _mapping.parse_extents(vdisk, entry["extents"])
         else:
@@ -244,10 +247,11 @@ def _wanted(
             if storage is None:
                 namespace = _nvme.namespace(host, adapter["adapter"], adapter["nsid"])
                 storage = _pool.read_storage(host, namespace.device, namespace.size, readonly=True)
-            extents = tuple(
-                _mapping.Extent(*extent) for extent in _pool.mappable(_pool.pool_of(storage, pool_name), vdisk).extents
-            )
-        luns.append(_mapping.Lun(entry["lun"], vdisk, entry["readonly"], extents))
+            pool = _pool.pool_of(storage, pool_name)
+            found = _pool.mappable(pool, vdisk)
+            extents = tuple(_mapping.Extent(*extent) for extent in found.extents)
+            lease = pool.lease_of(found)
+        luns.append(_mapping.Lun(entry["lun"], vdisk, entry["readonly"], extents, lease))
     others = [
         (vport, lun) for vport, lun in _mapped.luns_by_vport(vportd, adapter["adapter"]) if vport != record["vport"]
     ]

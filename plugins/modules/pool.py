@@ -12,6 +12,8 @@ short_description: Pool of vdisks on an adapter's namespace
 description:
   - A pool is an LVM volume group on one namespace of an adapter. Vdisks are logical volumes in it that are never
     activated.
+  - The pool has a volume C(iovlab_leases) of 4 MiB, with a block for each vdisk that says which hypervisor may write
+    it. A pool that was made without one gets it by the next run.
   - Only one hypervisor of those that share the storage may change the pool and its vdisks; the others read them.
 author:
   - iovlab.storage contributors (@iovlab)
@@ -74,7 +76,10 @@ steps:
   returned: success
   type: list
   elements: str
-  sample: ["create pool san on /dev/nvme0n1"]
+  sample:
+    - create pool san on /dev/nvme0n1
+    - make room for the leases of pool san, 4 MiB
+    - zero the leases of pool san
 """
 
 from typing import Any
@@ -105,7 +110,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
         if planned.changed and not module.check_mode:
             _pool.apply_pool(host, storage, planned)
             storage = _pool.read_storage(host, namespace.device, namespace.size)
-    return planned.report() | {"pool": _pool.described_pool(storage.pool)}
+    return planned.report() | {"pool": _pool.described_pool(storage.pool), "notes": planned.notes}
 
 
 def main() -> None:

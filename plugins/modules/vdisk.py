@@ -31,7 +31,8 @@ options:
   state:
     description:
       - V(present) creates the vdisk, or grows it to O(size).
-      - V(absent) removes it with all its data. It is refused while a vport of this host maps it.
+      - V(absent) removes it with all its data. It is refused while a vport of this host maps it, or another
+        hypervisor renews its lease.
     type: str
     choices: [present, absent]
     default: present
@@ -59,7 +60,8 @@ extends_documentation_fragment:
   - iovlab.storage._options.rpc
   - iovlab.storage._options.planned
 notes:
-  - A vport on another hypervisor that maps the vdisk is not seen from here. Remove its mapping before the vdisk.
+  - A vport on another hypervisor is seen from here only by the lease that its C(vportd) renews. A mapping without a
+    lease, or of a hypervisor that is off, is not seen. Remove it before the vdisk.
 requirements:
   - lvm2 2.03.12 or later
 seealso:
@@ -119,20 +121,26 @@ vdisk:
       description: Lists of start in the vdisk, physical offset on the namespace, and length, in bytes.
       type: list
       elements: list
-      sample: [[0, 1048576, 67108864]]
+      sample: [[0, 5242880, 67108864]]
+    lease:
+      description:
+        - Byte on the namespace where the lease of the vdisk lies, which says which hypervisor may write it; none
+          in a pool that has no leases.
+      type: int
+      sample: 1048576
 steps:
   description: What was done, or in check mode would be done, a sentence each.
   returned: success
   type: list
   elements: str
-  sample: ["create vdisk web1 of 64 MiB in pool san", "zero 64 MiB of vdisk web1"]
+  sample: ["create vdisk web1 of 64 MiB in pool san", "zero 64 MiB of vdisk web1", "give vdisk web1 lease 0"]
 """
 
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.iovlab.storage.plugins.module_utils import _mapped, _nvme, _pool
+from ansible_collections.iovlab.storage.plugins.module_utils import _lease, _mapped, _nvme, _pool
 from ansible_collections.iovlab.storage.plugins.module_utils._argspec import PLANNED, RPC, STATE, STORAGE, ArgumentSpec
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
@@ -169,11 +177,20 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
         planned = _pool.plan_vdisk(pool, name, size, options["wipe"])
         guard = _mapped.Guard(vportd, address, options["nsid"], must_answer=options["check_vports"])
         guard.refuse(pool, planned)
+        _refuse_leased(pool, planned, name)
         if planned.changed and not module.check_mode:
             _pool.apply_vdisk(host, pool, planned, guard.refuse_zeroing)
             pool = _pool.pool_of(_pool.read_storage(host, namespace.device, namespace.size), options["pool"])
     vdisk = pool.vdisk(name)
     return planned.report() | {"vdisk": _pool.described(pool, vdisk) if vdisk else {}, "notes": planned.notes}
+
+
+def _refuse_leased(pool: _pool.Pool, planned: Plan, name: str) -> None:
+    """A vdisk that another hypervisor uses is not removed."""
+    vdisk = pool.vdisk(name)
+    lease = pool.lease_of(vdisk) if vdisk else None
+    if lease is not None and any(step.verb == "remove" for step in planned.steps):
+        _lease.refuse_living(pool.device, lease, name)
 
 
 def foreseen(options: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:

@@ -65,7 +65,8 @@ vdisks:
       wiped: 67108864
       ready: true
       device: /dev/nvme0n1
-      extents: [[0, 1048576, 67108864]]
+      extents: [[0, 5242880, 67108864]]
+      lease: 1048576
 """
 
 from typing import Any

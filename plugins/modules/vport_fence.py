@@ -14,6 +14,9 @@ description:
     of C(vportd).
   - Set it with O(when=on_stop) on the source before a live migration. The vport then fences itself as soon as the
     virtual machine stops there, before the destination can write.
+  - A fenced vport holds no leases. They go to O(next), or are free. Lifting the fence takes them back, and is refused
+    while another hypervisor holds them. If they were handed to O(next) and not given back, by deleting the vport
+    there, that takes as long as a lease is valid, and half as long again.
 author:
   - iovlab.storage contributors (@iovlab)
 options:
@@ -29,6 +32,12 @@ options:
     type: str
     choices: [now, on_stop]
     default: now
+  next:
+    description:
+      - The hypervisor that gets the leases of the vport when the fence falls, the destination of a migration. It is
+        the RV(iovlab.storage.vport_info#module:engine.host_id) that M(iovlab.storage.vport_info) returns there.
+      - Left out, the leases are free when the fence falls, and the destination must claim them, which takes seconds.
+    type: str
   state:
     description:
       - V(present) sets the fence, V(absent) lifts it, and takes back O(when=on_stop).
@@ -40,6 +49,7 @@ extends_documentation_fragment:
   - iovlab.storage._options.rpc
 seealso:
   - module: iovlab.storage.vm_migrate
+  - module: iovlab.storage.vport_lease
 """
 
 EXAMPLES = r"""
@@ -47,6 +57,7 @@ EXAMPLES = r"""
   iovlab.storage.vport_fence:
     vport: web1
     when: on_stop
+    next: "{{ destination.engine.host_id }}"
 
 - name: The migration failed, the virtual machine goes on here
   iovlab.storage.vport_fence:
@@ -86,6 +97,7 @@ SPEC = STATE.merge(
         {
             "vport": {"type": "str", "required": True},
             "when": {"type": "str", "choices": ["now", "on_stop"], "default": "now"},
+            "next": {"type": "str"},
         }
     ),
 )
@@ -96,7 +108,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     name = vport_name(options["vport"])
     with Vportd(options["rpc_socket"]) as vportd:
         record = vportd.vport(name)
-        planned = _vport.plan_fence(name, record, options["when"], options["state"] == "present")
+        planned = _vport.plan_fence(name, record, options["when"], options["state"] == "present", options["next"])
         if planned.changed and not module.check_mode:
             carry_out(planned, vportd.verbs(name))
             record = vportd.vport(name)

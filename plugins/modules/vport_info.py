@@ -76,6 +76,32 @@ adapters:
       size: 1073741824
       identity: uuid.7f6d
       vfs: [{"vf": "0000:01:00.1", "device": "/dev/nvme1n1", "vport": null}]
+engine:
+  description: What C(vportd) says of itself, and by which id and name this hypervisor holds leases.
+  returned: success
+  type: dict
+  contains:
+    version:
+      description: Version of C(vportd).
+      type: str
+      sample: "1.0.0"
+    protocol:
+      description: Version of its protocol.
+      type: int
+      sample: 1
+    features:
+      description: What it can do.
+      type: list
+      elements: str
+      sample: [mapping, binding, fence, lease]
+    host_id:
+      description: The id by which this hypervisor holds leases; none without C(/etc/machine-id).
+      type: str
+      sample: 5a0c1f0d7c8e4b0f9a3b2c1d0e9f8a7b
+    host_name:
+      description: The name that leases show.
+      type: str
+      sample: hv1
 """
 
 from typing import Any
@@ -104,11 +130,11 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
         since = module.params["samples_since"]
         if since is not None:
             vports = [record | {"samples": vportd.samples(record["vport"], since)} for record in vports]
-        return {"changed": False, "vports": vports, "adapters": vportd.adapters()}
+        return {"changed": False, "vports": vports, "adapters": vportd.adapters(), "engine": vportd.engine()}
 
 
 def foreseen(options: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
-    return Plan({}, {}), {"vports": [], "adapters": []}
+    return Plan({}, {}), {"vports": [], "adapters": [], "engine": {}}
 
 
 def main() -> None:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +21,9 @@ SAN: dict[str, Any] = {"pool": "san", "adapter": PF}
 
 @pytest.fixture
 def pool(machine: Machine, modules: Modules) -> Modules:
-    """A pool ``san`` of 23 extents of 1 MiB on a namespace full of a former tenant's data."""
-    modules.pool(name="san", adapter=PF, extent_size="1MiB")
+    """A pool ``san`` of 23 extents of 1 MiB, 4 of them for leases, on a namespace full of a former tenant's data."""
     machine.device.write_bytes(b"secret--" * (machine.size // 8))
+    modules.pool(name="san", adapter=PF, extent_size="1MiB")
     return modules
 
 
@@ -49,6 +52,103 @@ def test_a_pool_that_holds_vdisks_stays(machine: Machine, pool: Modules) -> None
     before = machine.fingerprint()
     assert "1 vdisks (web1)" in pool.refused("pool", name="san", adapter=PF, state="absent")
     assert machine.fingerprint() == before
+
+
+def test_a_pool_has_a_volume_of_leases_that_is_no_vdisk(machine: Machine, pool: Modules) -> None:
+    assert machine.lvm.groups["san"].volumes["iovlab_leases"].tags == {f"iovlab.wiped={4 * MIB}"}
+    assert machine.device.read_bytes()[MIB : 5 * MIB] == bytes(4 * MIB)
+    assert pool.vdisk_info(**SAN)["vdisks"] == []
+
+
+def test_a_pool_without_leases_and_its_vdisks_get_them_by_the_next_run(machine: Machine, pool: Modules) -> None:
+    pool.vdisk(**SAN, name="web1", size="2MiB")
+    volumes = machine.lvm.groups["san"].volumes
+    del volumes["iovlab_leases"]
+    volumes["web1"].tags.discard("iovlab.lease=0")
+    assert pool.vdisk_info(**SAN)["vdisks"][0]["lease"] is None
+    assert not pool.vdisk(**SAN, name="web1", size="2MiB")["changed"]
+    result = pool.settles("pool", machine.fingerprint, name="san", adapter=PF)
+    assert result["diff"]["before"]["leases"] is False
+    assert result["diff"]["after"]["leases"] is True
+    result = pool.settles("vdisk", machine.fingerprint, **SAN, name="web1", size="2MiB")
+    assert result["steps"] == ["give vdisk web1 lease 0"]
+    assert result["vdisk"]["lease"] == MIB
+
+
+def test_a_run_killed_before_the_leases_were_zeroed_is_finished_by_the_next(
+    machine: Machine, modules: Modules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.device.write_bytes(b"secret--" * (machine.size // 8))
+
+    def killed(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_zero, "zero", killed)
+        with pytest.raises(KeyboardInterrupt):
+            modules.pool(name="san", adapter=PF, extent_size="1MiB")
+    assert modules.vdisk(**SAN, name="web1", size="1MiB")["vdisk"]["lease"] is None
+    result = modules.settles("pool", machine.fingerprint, name="san", adapter=PF)
+    assert result["steps"] == ["zero the leases of pool san"]
+    assert machine.device.read_bytes()[MIB : 5 * MIB] == bytes(4 * MIB)
+    assert modules.vdisk(**SAN, name="web1", size="1MiB")["vdisk"]["lease"] == MIB
+
+
+def test_a_pool_without_room_for_leases_says_so(machine: Machine, pool: Modules) -> None:
+    del machine.lvm.groups["san"].volumes["iovlab_leases"]
+    pool.vdisk(**SAN, name="web1", size="20MiB")
+    result = pool.settles("pool", machine.fingerprint, name="san", adapter=PF)
+    assert not result["changed"]
+    assert "no 4 MiB left for leases" in str(result["warnings"])
+
+
+def test_somebody_elses_volume_of_that_name_is_left_alone(machine: Machine, pool: Modules) -> None:
+    machine.lvm.groups["san"].volumes["iovlab_leases"].tags.clear()
+    before = machine.fingerprint()
+    assert "lvrename" in pool.refused("pool", name="san", adapter=PF)
+    assert machine.fingerprint() == before
+
+
+def test_the_lowest_free_lease_is_given_and_what_it_held_is_zeroed(machine: Machine, pool: Modules) -> None:
+    leases = [pool.vdisk(**SAN, name=name, size="1MiB")["vdisk"]["lease"] for name in ("a", "b", "c")]
+    assert leases == [MIB, MIB + 4096, MIB + 8192]
+    pool.vdisk(**SAN, name="b", state="absent", check_vports=False)
+    with machine.device.open("r+b") as file:
+        file.seek(MIB + 4096)
+        file.write(b"left over" * 400)
+    assert pool.vdisk(**SAN, name="d", size="1MiB")["vdisk"]["lease"] == MIB + 4096
+    assert machine.device.read_bytes()[MIB + 4096 : MIB + 8192] == bytes(4096)
+
+
+def _renew(machine: Machine, state: int, stamp: int) -> None:
+    fields = struct.pack(
+        "<8sIIQQ16s16s16s64s128sQ", b"IOVLEASE", 1, state, 1, stamp, b"2" * 16, b"n" * 16, b"", b"hv2", b"web1", 2000
+    )
+    with machine.device.open("r+b") as file:
+        file.seek(MIB)
+        file.write((fields + hashlib.sha256(fields).digest()).ljust(4096, b"\0"))
+
+
+def test_a_vdisk_whose_lease_another_host_renews_stays(
+    machine: Machine, pool: Modules, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool.vdisk(**SAN, name="web1", size="2MiB")
+    _renew(machine, 2, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", lambda _seconds: _renew(machine, 2, 2))
+        message = pool.refused("vdisk", **SAN, name="web1", state="absent")
+    assert "vdisk web1 is in use on hv2" in message
+    assert pool.vdisk_info(**SAN)["vdisks"][0]["name"] == "web1"
+    assert pool.vdisk(**SAN, name="web1", state="absent")["changed"], "its owner gives no sign of life"
+
+
+def test_a_free_lease_is_not_watched(
+    machine: Machine, pool: Modules, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool.vdisk(**SAN, name="web1", size="2MiB")
+    _renew(machine, 0, 1)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: pytest.fail("it waited"))
+    assert pool.vdisk(**SAN, name="web1", state="absent")["changed"]
 
 
 def test_a_namespace_with_a_file_system_is_refused(machine: Machine, modules: Modules) -> None:
@@ -86,24 +186,24 @@ def test_a_vdisk_is_ready_when_nothing_of_the_former_tenant_is_left(machine: Mac
     result = pool.settles("vdisk", machine.fingerprint, **SAN, name="web1", size="3MiB")
     vdisk = result["vdisk"]
     assert (vdisk["size"], vdisk["wiped"], vdisk["ready"]) == (3 * MIB, 3 * MIB, True)
-    assert vdisk["extents"] == [[0, MIB, 3 * MIB]]
+    assert vdisk["extents"] == [[0, 5 * MIB, 3 * MIB]]
     data = machine.device.read_bytes()
-    assert data[MIB : 4 * MIB] == bytes(3 * MIB)
+    assert data[5 * MIB : 8 * MIB] == bytes(3 * MIB)
     assert data[:MIB] == b"secret--" * (MIB // 8)
-    assert data[4 * MIB :].startswith(b"secret--")
+    assert data[8 * MIB :].startswith(b"secret--")
 
 
 def test_growing_wipes_what_is_new_and_keeps_what_is_there(machine: Machine, pool: Modules) -> None:
     pool.vdisk(**SAN, name="web1", size="2MiB")
     pool.vdisk(**SAN, name="web2", size="1MiB")
     with machine.device.open("r+b") as file:
-        file.seek(MIB)
+        file.seek(5 * MIB)
         file.write(b"tenant's own" * 1000)
     result = pool.settles("vdisk", machine.fingerprint, **SAN, name="web1", size="4MiB")
-    assert result["vdisk"]["extents"] == [[0, MIB, 2 * MIB], [2 * MIB, 4 * MIB, 2 * MIB]]
+    assert result["vdisk"]["extents"] == [[0, 5 * MIB, 2 * MIB], [2 * MIB, 8 * MIB, 2 * MIB]]
     data = machine.device.read_bytes()
-    assert data[MIB:].startswith(b"tenant's own" * 1000)
-    assert data[4 * MIB : 6 * MIB] == bytes(2 * MIB)
+    assert data[5 * MIB :].startswith(b"tenant's own" * 1000)
+    assert data[8 * MIB : 10 * MIB] == bytes(2 * MIB)
 
 
 def test_a_size_is_rounded_up_and_that_is_said(machine: Machine, pool: Modules) -> None:
@@ -124,9 +224,9 @@ def test_a_run_killed_before_the_wipe_is_finished_by_the_next(
             pool.vdisk(**SAN, name="web1", size="2MiB")
     assert not pool.vdisk_info(**SAN)["vdisks"][0]["ready"]
     result = pool.settles("vdisk", machine.fingerprint, **SAN, name="web1", size="2MiB")
-    assert result["steps"] == ["zero 2 MiB of vdisk web1"]
+    assert result["steps"] == ["zero 2 MiB of vdisk web1", "give vdisk web1 lease 0"]
     assert result["vdisk"]["ready"]
-    assert machine.device.read_bytes()[MIB : 3 * MIB] == bytes(2 * MIB)
+    assert machine.device.read_bytes()[5 * MIB : 7 * MIB] == bytes(2 * MIB)
 
 
 def test_wipe_can_be_left_to_a_later_run(machine: Machine, pool: Modules) -> None:
@@ -145,11 +245,11 @@ def _shrink(machine: Machine) -> dict[str, Any]:
 
 
 def _does_not_fit(machine: Machine) -> dict[str, Any]:
-    return {"name": "web2", "size": "22MiB"}
+    return {"name": "web2", "size": "18MiB"}
 
 
 def _does_not_fit_grown(machine: Machine) -> dict[str, Any]:
-    return {"name": "web1", "size": "24MiB"}
+    return {"name": "web1", "size": "20MiB"}
 
 
 def _foreign(machine: Machine) -> dict[str, Any]:
@@ -197,8 +297,8 @@ def _no_lvm(machine: Machine) -> dict[str, Any]:
     ("spoil", "words"),
     [
         (_shrink, ["cannot shrink"]),
-        (_does_not_fit, ["does not fit", "21 MiB free"]),
-        (_does_not_fit_grown, ["does not fit", "22 MiB more needed", "21 MiB free"]),
+        (_does_not_fit, ["does not fit", "17 MiB free"]),
+        (_does_not_fit_grown, ["does not fit", "18 MiB more needed", "17 MiB free"]),
         (_foreign, ["left alone", "iovlab.wiped"]),
         (_striped, ["no linear volume"]),
         (_active, ["active on this host as dm-3", "lvchange"]),
@@ -231,7 +331,7 @@ def test_a_vdisk_that_a_vport_maps_stays(machine: Machine, pool: Modules, engine
     pool.vdisk(**SAN, name="web1", size="2MiB")
     engine.call("vport_create", {"vport": "v1"})
     engine.call(
-        "mapping_set", {"vport": "v1", "expected_generation": None, "luns": [_lun(3, "web1", [0, MIB, 2 * MIB])]}
+        "mapping_set", {"vport": "v1", "expected_generation": None, "luns": [_lun(3, "web1", [0, 5 * MIB, 2 * MIB])]}
     )
     before = machine.fingerprint()
     assert "mapped by vport v1 as LUN 3" in pool.refused("vdisk", **SAN, name="web1", state="absent")
@@ -249,7 +349,7 @@ def test_a_vdisk_is_not_removed_while_nobody_can_say_who_maps_it(machine: Machin
 def test_extents_that_a_vport_maps_by_hand_are_not_zeroed(machine: Machine, pool: Modules, engine: Engine) -> None:
     engine.call("vport_create", {"vport": "v1"})
     engine.call(
-        "mapping_set", {"vport": "v1", "expected_generation": None, "luns": [_lun(0, "byhand", [0, 2 * MIB, MIB])]}
+        "mapping_set", {"vport": "v1", "expected_generation": None, "luns": [_lun(0, "byhand", [0, 6 * MIB, MIB])]}
     )
     before = machine.device.read_bytes()
     message = pool.refused("vdisk", **SAN, name="web1", size="3MiB")
@@ -260,7 +360,7 @@ def test_extents_that_a_vport_maps_by_hand_are_not_zeroed(machine: Machine, pool
 
 def test_info_reads_extents_without_a_lock(machine: Machine, pool: Modules) -> None:
     pool.vdisk(**SAN, name="web1", size="2MiB")
-    machine.lvm.groups["san"].volumes["foreign"] = Volume([(9, 1)], set())
+    machine.lvm.groups["san"].volumes["foreign"] = Volume([(12, 1)], set())
     machine.commands.clear()
     before = machine.fingerprint()
     result = pool.vdisk_info(**SAN)

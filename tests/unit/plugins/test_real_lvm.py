@@ -57,19 +57,24 @@ def test_a_pool_and_its_vdisks_live_through_everything(machine: Machine, real: M
     assert not real.pool(name="iovlabtest", adapter=PF)["changed"]
 
     first = real.vdisk(**SAN, name="a", size="2MiB")
-    assert first["vdisk"]["extents"] == [[0, MIB, 2 * MIB]], first
+    assert first["vdisk"]["extents"] == [[0, 5 * MIB, 2 * MIB]], first
+    assert first["vdisk"]["lease"] == MIB
     real.vdisk(**SAN, name="b", size="1MiB")
     grown = real.vdisk(**SAN, name="a", size="4MiB")
-    assert grown["vdisk"]["extents"] == [[0, MIB, 2 * MIB], [2 * MIB, 4 * MIB, 2 * MIB]], grown
+    assert grown["vdisk"]["extents"] == [[0, 5 * MIB, 2 * MIB], [2 * MIB, 8 * MIB, 2 * MIB]], grown
+    assert grown["vdisk"]["lease"] == MIB
     assert grown["vdisk"]["ready"]
     assert not real.vdisk(**SAN, name="a", size="4MiB")["changed"]
 
     data = machine.device.read_bytes()
-    assert data[MIB : 6 * MIB] == bytes(5 * MIB)
-    assert data[6 * MIB :].startswith(b"secret--")
+    assert data[MIB : 10 * MIB] == bytes(9 * MIB)
+    assert data[10 * MIB :].startswith(b"secret--")
 
     listed = real.vdisk_info(**SAN)
-    assert [(vdisk["name"], vdisk["wiped"]) for vdisk in listed["vdisks"]] == [("a", 4 * MIB), ("b", MIB)]
+    assert [(vdisk["name"], vdisk["wiped"], vdisk["lease"]) for vdisk in listed["vdisks"]] == [
+        ("a", 4 * MIB, MIB),
+        ("b", MIB, MIB + 4096),
+    ]
     assert "does not fit" in real.refused("vdisk", **SAN, name="c", size="1GiB")
     assert "still holds 2 vdisks" in real.refused("pool", name="iovlabtest", adapter=PF, state="absent")
     for name in ("a", "b"):

@@ -131,6 +131,30 @@ def test_a_vf_that_a_vport_is_bound_to_is_not_taken_away(machine: Machine, vport
     assert _fingerprint(vportd) == before
 
 
+def test_a_vdisk_of_a_pool_is_leased_to_the_host_that_maps_it(machine: Machine, vportd: Modules) -> None:
+    def state() -> str:
+        return _fingerprint(vportd)
+
+    vportd.pool(name="san", adapter=PF, extent_size="1MiB")
+    vportd.vdisk(pool="san", name="web1", size="2MiB", adapter=PF)
+    vportd.vport(name="v1")
+    mapping = {"vport": "v1", "pool": "san", "luns": [{"lun": 0, "vdisk": "web1"}]}
+    vportd.settles("adapter_mapping", state, **mapping)
+    info = vportd.vport_info(name="v1")
+    (lun,) = info["vports"][0]["luns"]
+    assert (lun["lease"]["state"], lun["lease"]["owner"]) == ("held", info["engine"]["host_id"])
+    assert not vportd.vport_lease(vport="v1")["changed"]
+
+    # the same block, as if another hypervisor had it
+    fenced = vportd.vport_fence(vport="v1", next="f" * 32)
+    assert fenced["vport"]["luns"][0]["lease"]["next"] == "f" * 32
+    vportd.vport(name="v1", state="absent", force=True)
+    vportd.vport(name="v1", incoming=True)
+    vportd.adapter_mapping(**mapping)
+    assert vportd.vport_info(name="v1")["vports"][0]["luns"][0]["lease"]["state"] == "handed"
+    assert vportd.vport_lease(vport="v1", check=True)["steps"] == ["take the leases of vport v1"]
+
+
 def test_a_vport_whose_lun_is_connected_is_not_deleted(vportd: Modules) -> None:
     vportd.vport(name="v1")
     vportd.adapter_mapping(vport="v1", luns=LUNS)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.unit.plugins.machine import MIB, PF, Machine
 from tests.unit.plugins.runner import Modules
-from tests.unit.plugins.vportd_server import Engine
+from tests.unit.plugins.vportd_server import HOST_ID, Engine
 
 VF0, VF1, VF2 = "0000:01:00.1", "0000:01:00.2", "0000:01:00.3"
 LUNS: list[dict[str, Any]] = [
@@ -107,7 +107,8 @@ def test_extents_are_looked_up_in_the_pool(machine: Machine, modules: Modules, e
     modules.vport(name="v1")
     luns = [{"lun": 5, "vdisk": "web1"}]
     modules.settles("adapter_mapping", engine.fingerprint, vport="v1", pool="san", luns=luns, adapter=PF, nsid=1)
-    assert engine.mappings["v1"]["luns"][0]["extents"] == [[0, MIB, 2 * MIB]]
+    assert engine.mappings["v1"]["luns"][0]["extents"] == [[0, 5 * MIB, 2 * MIB]]
+    assert engine.mappings["v1"]["luns"][0]["lease"] == MIB
 
     before = engine.fingerprint()
     message = modules.refused("adapter_mapping", vport="v1", pool="san", luns=[{"lun": 0, "vdisk": "nix"}])
@@ -332,6 +333,44 @@ def test_a_fence_that_fell_meets_on_stop(v1: Modules, engine: Engine) -> None:
     assert "no vport v9" in v1.refused("vport_fence", vport="v9")
 
 
+def test_the_host_that_gets_the_leases_is_named(v1: Modules, engine: Engine) -> None:
+    there = v1.vport_info()["engine"]["host_id"]
+    result = v1.settles("vport_fence", engine.fingerprint, vport="v1", when="on_stop", next=there)
+    assert result["vport"]["fence_next"] == there
+    other = v1.settles("vport_fence", engine.fingerprint, vport="v1", when="on_stop", next="3" * 32)
+    assert other["vport"]["fence_next"] == "3" * 32
+    assert "'hv2' is no host_id" in v1.refused("vport_fence", vport="v1", next="hv2")
+
+
+def _lease(vdisk: str, state: str, owner: str | None, following: str | None = None) -> dict[str, Any]:
+    name = {"1" * 32: "hv1", HOST_ID: "hv2", None: None}[owner]
+    lease = {"lun": 0, "vdisk": vdisk, "offset": 4096, "state": state, "owner": owner, "owner_name": name}
+    return lease | {"generation": 5, "next": following}
+
+
+def test_leases_that_another_host_has_are_taken_only_by_force(v1: Modules, engine: Engine) -> None:
+    engine.leases = [_lease("root", "held", HOST_ID), _lease("data", "held", "1" * 32)]
+    before = engine.fingerprint()
+    message = v1.refused("vport_lease", vport="v1")
+    assert "vdisk data of vport v1 is leased to hv1 (generation 5)" in message
+    assert engine.fingerprint() == before
+    result = v1.settles("vport_lease", engine.fingerprint, vport="v1", **{"break": True})
+    assert result["steps"] == ["break the leases that hv1 has for vport v1"]
+    assert result["diff"]["before"]["leases"] == {"root": "hv2", "data": "hv1"}
+    assert result["diff"]["after"]["leases"] == {"root": "hv2", "data": "hv2"}
+    assert [one["owner_name"] for one in result["leases"]] == ["hv2", "hv2"]
+
+
+@pytest.mark.parametrize("lease", [_lease("root", "free", "1" * 32), _lease("root", "handed", "1" * 32, HOST_ID)])
+def test_leases_that_are_free_or_handed_to_this_host_are_taken(
+    v1: Modules, engine: Engine, lease: dict[str, Any]
+) -> None:
+    engine.leases = [dict(lease)]
+    assert v1.settles("vport_lease", engine.fingerprint, vport="v1")["steps"] == ["take the leases of vport v1"]
+    assert not v1.vport_lease(vport="v1", **{"break": True})["changed"]
+    assert "no vport v9" in v1.refused("vport_lease", vport="v9")
+
+
 def test_info_reads_vports_with_their_mappings(v1: Modules, engine: Engine) -> None:
     before = engine.fingerprint()
     result = v1.vport_info()
@@ -347,6 +386,7 @@ ASKING_VPORTD: list[tuple[str, dict[str, Any]]] = [
     ("vport", {"name": "v1"}),
     ("vport_info", {}),
     ("vport_fence", {"vport": "v1"}),
+    ("vport_lease", {"vport": "v1"}),
     ("vport_binding", {"vport": "v1"}),
     ("adapter_mapping", {"vport": "v1", "luns": LUNS}),
 ]

@@ -14,6 +14,8 @@ from typing import Any
 
 from tests.unit.plugins.machine import IDENTITY, PF
 
+HOST_ID = "2" * 32
+
 
 class RpcError(Exception):
     def __init__(self, reason: str, message: str) -> None:
@@ -46,9 +48,10 @@ class Engine:
         self.on_call: Callable[[str], None] = lambda _method: None
         self.drain_hangs = False
         self.run_dir = "/run/vportd"
+        self.leases: list[dict[str, Any]] = []  # of any vport
 
     def fingerprint(self) -> str:
-        state = [self.adapters, self.vports, self.mappings, sorted(map(repr, self.connected))]
+        state = [self.adapters, self.vports, self.mappings, self.leases, sorted(map(repr, self.connected))]
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
     def call(self, method: str, params: dict[str, Any]) -> Any:
@@ -96,7 +99,8 @@ class Engine:
         }
 
     def do_get_version(self) -> Any:
-        return {"version": "1.2.3", "protocol": 1, "features": ["switch", "fence"]}
+        features = ["switch", "fence", "lease"]
+        return {"version": "1.2.3", "protocol": 1, "features": features, "host_id": HOST_ID, "host_name": "hv2"}
 
     def do_adapter_list(self) -> Any:
         return self.adapters
@@ -118,6 +122,7 @@ class Engine:
                 "degraded": None,
                 "fenced": False,
                 "fence_on_stop": False,
+                "fence_next": None,
                 "incoming": incoming,
                 "outstanding": 0,
                 "history": [],
@@ -197,12 +202,28 @@ class Engine:
         record["vf"] = None
         return {"vport": self._record(vport), "switch": switch}
 
-    def do_vport_fence(self, vport: str, when: str) -> Any:
+    def do_vport_fence(self, vport: str, when: str, next: str | None = None) -> Any:
         self._get(vport)["fenced" if when == "now" else "fence_on_stop"] = True
+        self._get(vport)["fence_next"] = next
         return self._record(vport)
 
     def do_vport_unfence(self, vport: str) -> Any:
-        self._get(vport).update(fenced=False, fence_on_stop=False)
+        self._get(vport).update(fenced=False, fence_on_stop=False, fence_next=None)
+        return self._record(vport)
+
+    def do_lease_get(self, vport: str) -> Any:
+        self._get(vport)
+        return self.leases
+
+    def do_lease_take(self, vport: str) -> Any:
+        for one in self.leases:
+            if one["state"] != "free" and HOST_ID not in (one["owner"], one["next"]):
+                raise RpcError("IN_USE", f"the lease of vdisk {one['vdisk']} cannot be taken")
+        return self.do_lease_break(vport)
+
+    def do_lease_break(self, vport: str) -> Any:
+        for one in self.leases:
+            one.update(state="held", owner=HOST_ID, owner_name="hv2", next=None, generation=one["generation"] + 1)
         return self._record(vport)
 
 

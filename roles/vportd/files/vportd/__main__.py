@@ -6,21 +6,26 @@ import asyncio
 import fcntl
 import os
 import pwd
+import secrets
 import signal
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vportd import journal
 from vportd.config import Config, read_config
 from vportd.engine import Engine
 from vportd.errors import ConfigError
+from vportd.host_identity import host_id
+from vportd.lease_protocol import Host, Timing
 from vportd.metrics import exposition
 from vportd.metrics_server import MetricsServer
 from vportd.rpc import RpcServer
 from vportd.surroundings import Surroundings
 
+LEASE_THREADS = 16  # each may wait for one read or write of a lease
 LOCK_TIMEOUT = 60.0  # seconds to wait for the workers of an engine that was killed
 
 
@@ -84,7 +89,11 @@ def surroundings(config: Config) -> Surroundings:
         lock_fd = take_lock(run_dir / "vportd.lock")
     except OSError as problem:
         raise ConfigError(f"run_dir {run_dir} or state_dir {state_dir} cannot be used: {problem}") from problem
-    return Surroundings(run_dir, state_dir, socket_owner, worker_ids, lock_fd, config.sample_seconds)
+    host = Host(config.host_id or host_id(), config.host_name or socket.gethostname(), secrets.token_hex(16))
+    timing = Timing(config.lease_validity_seconds, config.lease_renew_seconds)
+    threads = ThreadPoolExecutor(LEASE_THREADS, "lease")
+    leases = (host, timing, threads)
+    return Surroundings(run_dir, state_dir, socket_owner, worker_ids, lock_fd, *leases, config.sample_seconds)
 
 
 async def serve(config: Config, around: Surroundings) -> None:

@@ -91,6 +91,10 @@ class Queue:
             except BlockingIOError:  # the counter is full: the driver has more than enough to see
                 return
 
+    def unfinished(self) -> bool:
+        """True while something that was taken is not given back."""
+        return bool(self.outstanding) or (bool(self.again) and self.broken is None)
+
     def publish(self) -> None:
         """Write the position to the shared counters."""
         counters = self.counters

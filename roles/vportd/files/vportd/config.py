@@ -8,6 +8,8 @@ from typing import Any
 
 from vportd.errors import ConfigError
 
+LEASE_RENEW, LEASE_VALIDITY = 2.0, 10.0
+HOST_ID = re.compile(r"[0-9a-f]{32}")
 POLICIES = ("report", "wait")
 PCI_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
@@ -40,6 +42,10 @@ class Config:
     sample_seconds: float = 1.0
     sysfs_root: str = "/sys"
     dev_root: str = "/dev"
+    host_id: str = ""
+    host_name: str = ""
+    lease_renew_seconds: float = LEASE_RENEW
+    lease_validity_seconds: float = LEASE_VALIDITY
 
 
 def _is_number(value: object) -> bool:
@@ -113,20 +119,32 @@ def parse_config(text: str) -> Config:
         raise ConfigError(f"not JSON: {problem}") from problem
     if not isinstance(record, dict):
         raise ConfigError("not a JSON object")
-    strings = ("state_dir", "run_dir", "socket_user", "worker_user", "sysfs_root", "dev_root")
+    numbers = ("lease_renew_seconds", "lease_validity_seconds")
+    strings = ("host_id", "host_name", "state_dir", "run_dir", "socket_user", "worker_user", "sysfs_root", "dev_root")
     for key, value in record.items():
         if key in strings:
             if not isinstance(value, str) or not value:
                 raise ConfigError(f"{key} is {value!r}: it must be a string that is not empty")
             if key.endswith(("_dir", "_root")) and not value.startswith("/"):
                 raise ConfigError(f"{key} is {value!r}: it must be an absolute path")
+            if key == "host_id" and not HOST_ID.fullmatch(value):
+                raise ConfigError(f"host_id is {value!r}: it must be 32 hexadecimal digits, or left out")
         elif key == "metrics":
             metrics_address(value)
         elif key == "sample_seconds":
             if not _is_number(value) or not 0.01 <= value <= 60:
                 raise ConfigError(f"sample_seconds is {value!r}: it must be a number from 0.01 to 60")
+        elif key in numbers:
+            if not _is_number(value) or not 0.1 <= value <= 600:
+                raise ConfigError(f"{key} is {value!r}: it must be from 0.1 to 600 seconds")
         elif key != "adapters":
             raise ConfigError(f"unknown key {key!r}: remove it")
+    renew = record.get("lease_renew_seconds", LEASE_RENEW)
+    validity = record.get("lease_validity_seconds", LEASE_VALIDITY)
+    if validity < 3 * renew:
+        raise ConfigError(
+            f"lease_validity_seconds is {validity}: it must be at least 3 times lease_renew_seconds, which is {renew}"
+        )
     adapters = record.pop("adapters", None)
     if not isinstance(adapters, list) or not adapters:
         raise ConfigError('adapters is missing: name at least one, such as {"pf": "0000:01:00.0", "nsid": 1}')

@@ -53,6 +53,14 @@ def vports(records: list[Record]) -> str:
     return table(["VPORT", "STATE", "PATH", "VF", "LUNS", "USED", "OUT", "GEN", "NOTES"], rows)
 
 
+def lease(record: Record | None) -> str:
+    """Return the lease of a LUN in a few words: ``held by hv1 (5)``, the number being its generation."""
+    if record is None:
+        return "-"
+    who = f" by {record['owner_name'] or record['owner']}" if record["owner"] and record["state"] != "free" else ""
+    return f"{record['state']}{who} ({record['generation']})"
+
+
 def vport(record: Record, events: int) -> str:
     """Return everything about one vport, with its last ``events`` events."""
     facts = [
@@ -64,6 +72,8 @@ def vport(record: Record, events: int) -> str:
     ]
     if flags(record):
         facts.append(f"note: {flags(record)}")
+    if record["fence_why"]:
+        facts.append(f"fenced because {record['fence_why']}")
     rows: list[list[object]] = []
     for lun in record["luns"]:
         peer = lun["front_end"]
@@ -79,10 +89,14 @@ def vport(record: Record, events: int) -> str:
                 counts["reads"],
                 counts["writes"],
                 counts["errors"],
+                lease(lun["lease"]),
                 lun["address"],
             ]
         )
-    facts += ["", table(["LUN", "VDISK", "SIZE", "", "FRONT END", "READS", "WRITES", "ERRORS", "ADDRESS"], rows)]
+    facts += [
+        "",
+        table(["LUN", "VDISK", "SIZE", "", "FRONT END", "READS", "WRITES", "ERRORS", "LEASE", "ADDRESS"], rows),
+    ]
     if events and record["history"]:
         lines: list[list[object]] = [
             [

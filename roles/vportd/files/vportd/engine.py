@@ -10,7 +10,7 @@ from vportd import __version__, extent_file, journal, state_file
 from vportd.adapter import Adapter
 from vportd.config import PCI_ADDRESS, Config
 from vportd.errors import RpcError, StateError, StorageError, VportdError
-from vportd.mapping import Lun, digest, parse_luns, refuse_overlap
+from vportd.mapping import Lun, digest, parse_luns, refuse_lease_overlap, refuse_overlap
 from vportd.surroundings import Surroundings
 from vportd.vport import Vport
 
@@ -28,6 +28,7 @@ FEATURES = [
     "history",
     "samples",
     "error-policy",
+    "lease",
 ]
 MAPPING_TIMEOUT = 10.0
 
@@ -74,6 +75,10 @@ class Engine:
         vport = Vport(name, adapter, self.around, bool(record["incoming"]))
         vport.fenced, vport.fence_on_stop = bool(record["fenced"]), bool(record["fence_on_stop"])
         vport.state = "FROZEN" if vport.fenced else "RUNNING"
+        vport.fence_next, vport.fence_why = record.get("fence_next"), record.get("fence_why")
+        vport.leases.to_pass = bool(record.get("lease_to_pass"))
+        vport.leases.passing = record.get("lease_passing")
+        vport.leases.known = {str(at): int(number) for at, number in record.get("lease_known", {}).items()}
         vport.vf = record["vf"]
         vport.wanted = record.get("wanted", record["path"])
         vport.error_policy, vport.auto_return = record.get("error_policy"), record.get("auto_return")
@@ -139,7 +144,14 @@ class Engine:
 
     async def get_version(self) -> dict[str, Any]:
         """What this engine is."""
-        return {"version": __version__, "protocol": PROTOCOL, "features": FEATURES}
+        host = self.around.host
+        return {
+            "version": __version__,
+            "protocol": PROTOCOL,
+            "features": FEATURES,
+            "host_id": host.host or None,
+            "host_name": host.name,
+        }
 
     async def adapter_list(self) -> list[dict[str, Any]]:
         """The adapters, their VFs, and whose they are."""
@@ -212,6 +224,7 @@ class Engine:
                 if other is not found and self._same_storage(found, other):
                     others.append((other.name, other.luns))
             refuse_overlap(vport, new, others)
+            refuse_lease_overlap(vport, new, others)
             name = digest(new)
             changed = not found.generation or name != found.digest
             if changed:
@@ -300,13 +313,28 @@ class Engine:
         """Resume a FROZEN vport."""
         return await self._find(vport).resume(path)
 
-    async def vport_fence(self, vport: str, when: str = "now") -> dict[str, Any]:
-        """Fence a vport, now or when its front end next stops the rings."""
-        return await self._find(vport).fence(when)
+    async def vport_fence(self, vport: str, when: str = "now", next: str | None = None) -> dict[str, Any]:
+        """Fence a vport, now or when its front end next stops the rings; then its leases go to a host, or are free."""
+        return await self._find(vport).fence(when, next)
 
     async def vport_unfence(self, vport: str) -> dict[str, Any]:
-        """Undo a fence."""
+        """Take the leases back, and undo a fence."""
         return await self._find(vport).unfence()
+
+    async def lease_get(self, vport: str) -> list[dict[str, Any]]:
+        """The leases of a vport, read anew."""
+        found = self._find(vport)
+        await found.leases.look()
+        leases = [(one, found.leases.record(one.lun)) for one in found.luns]
+        return [{"lun": one.lun, "vdisk": one.vdisk, **lease} for one, lease in leases if lease is not None]
+
+    async def lease_take(self, vport: str) -> dict[str, Any]:
+        """Take the leases of a vport that are free, handed to this host, or its own."""
+        return await self._find(vport).take_leases(False)
+
+    async def lease_break(self, vport: str) -> dict[str, Any]:
+        """Take the leases of a vport also from hosts that have not renewed them for long: they must be off."""
+        return await self._find(vport).take_leases(True)
 
     async def vport_list(self) -> list[dict[str, Any]]:
         """The records of all vports."""
@@ -343,11 +371,11 @@ class Engine:
                 return {}
             if not force:
                 self._refuse_use(found, f"vport {vport}")
+            del self.vports[vport]
+            await found.close(forget=True)  # the leases before the state: a kill between leaves both to be found again
             try:
                 state_file.remove(found.state_path)
                 extent_file.forget(found.state_path.parent, vport, ())
             except OSError as problem:
                 raise RpcError("STORAGE", f"the state of vport {vport} cannot be removed: {problem}") from problem
-            del self.vports[vport]
-            await found.close()
             return {}

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The one tree of exceptions of the engine."""
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vportd.lease_record import Record
+
 
 class VportdError(Exception):
     """Anything the engine raises on purpose; ``str()`` is one clear line."""
@@ -46,6 +50,26 @@ class ConfigError(VportdError):
 
 class StateError(VportdError):
     """A state file cannot be read back."""
+
+
+class LeaseDamaged(VportdError):
+    """The block of a lease holds what this engine did not write."""
+
+
+class LeaseTooLate(VportdError):
+    """This host was so slow that the write of a lease was not begun."""
+
+
+class LeaseHeld(VportdError):
+    """The lease is another's; ``record`` says whose."""
+
+    def __init__(self, message: str, record: "Record") -> None:
+        super().__init__(message)
+        self.record = record
+
+
+class LeaseLost(LeaseHeld):
+    """A lease that this host had is another's."""
 
 
 class RpcError(VportdError):

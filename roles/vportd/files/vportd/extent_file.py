@@ -28,7 +28,8 @@ def save(directory: Path, vport: str, luns: tuple[Lun, ...]) -> list[dict[str, A
         path = directory / f"{vport}.{one.extents.sha256}.extents"
         if not path.exists():
             state_file.write(path, one.extents.pack())
-        records.append({"lun": one.lun, "vdisk": one.vdisk, "readonly": one.readonly, "extents": path.name})
+        lease = {} if one.lease is None else {"lease": one.lease}
+        records.append({"lun": one.lun, "vdisk": one.vdisk, "readonly": one.readonly, "extents": path.name, **lease})
     return records
 
 

@@ -6,6 +6,10 @@ import mmap
 from vportd.counters import PATHS
 from vportd.storage import Completion, Storage, Token
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 HANG = 255
 
 
@@ -23,6 +27,10 @@ class FaultyStorage(Storage):
         self._hung: list[tuple[Token, int, int, list[memoryview], int]] = []
         self._failed: list[Completion] = []
 
+    def gate(self, closed: "Callable[[], bool]") -> None:
+        super().gate(closed)
+        self._inner.gate(closed)
+
     def submit(self, token: Token, operation: int, offset: int, views: list[memoryview], length: int = 0) -> None:
         fault = self._area[0]
         if fault == HANG:
@@ -36,7 +44,7 @@ class FaultyStorage(Storage):
         self._inner.kick()
 
     def reap(self) -> list[Completion]:
-        if self._hung and self._area[0] != HANG:
+        if self._hung and self._area[0] != HANG and not self._closed():
             hung, self._hung = self._hung, []
             for one in hung:
                 self.submit(*one)

@@ -9,6 +9,10 @@ import time
 
 from vportd.storage import Completion, Storage, Token
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class SlowStorage(Storage):
     """Delivers each completion of ``inner`` only after ``latency`` = (lowest, highest) seconds, drawn evenly, in the
@@ -26,6 +30,9 @@ class SlowStorage(Storage):
 
     def submit(self, token: Token, operation: int, offset: int, views: list[memoryview], length: int = 0) -> None:
         self._inner.submit(token, operation, offset, views, length)
+
+    def gate(self, closed: "Callable[[], bool]") -> None:
+        self._inner.gate(closed)
 
     def kick(self) -> None:
         self._inner.kick()

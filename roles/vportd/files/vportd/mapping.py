@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 from array import array
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import reduce
 from itertools import islice
@@ -16,6 +17,8 @@ from typing import Any
 from vportd.errors import RpcError
 from vportd.extent_table import Extent, ExtentTable, disjoint
 from vportd.extents import Extents
+from vportd.lease_record import LONGEST_VDISK
+from vportd.lease_record import SIZE as LEASE_SIZE
 
 MAX_LUN = 255
 MAX_EXTENTS = 1 << 20
@@ -23,12 +26,13 @@ MAX_EXTENTS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Lun:
-    """One LUN. ``extents`` as they were set, sorted by start."""
+    """One LUN. ``extents`` as they were set, sorted by start. ``lease`` = byte on the storage where its lease lies."""
 
     lun: int
     vdisk: str
     readonly: bool
     extents: ExtentTable
+    lease: int | None = None
 
     @property
     def capacity(self) -> int:
@@ -37,7 +41,14 @@ class Lun:
 
     def as_json(self) -> dict[str, Any]:
         """Return the record that ``mapping_set`` takes."""
-        return {"lun": self.lun, "vdisk": self.vdisk, "readonly": self.readonly, "extents": self.extents.as_json()}
+        lease = {} if self.lease is None else {"lease": self.lease}
+        return {
+            "lun": self.lun,
+            "vdisk": self.vdisk,
+            "readonly": self.readonly,
+            "extents": self.extents.as_json(),
+            **lease,
+        }
 
 
 def sha256(value: object) -> str:
@@ -52,7 +63,10 @@ def digest(luns: tuple[Lun, ...]) -> str:
     """
     hashed = hashlib.sha256(b"[")
     for number, one in enumerate(luns):
-        rest = json.dumps({"lun": one.lun, "readonly": one.readonly, "vdisk": one.vdisk}, separators=(",", ":"))
+        lease = {} if one.lease is None else {"lease": one.lease}
+        rest = json.dumps(
+            {**lease, "lun": one.lun, "readonly": one.readonly, "vdisk": one.vdisk}, separators=(",", ":")
+        )
         text = f'{"," if number else ""}{{"extents":{one.extents.normalised().canonical()},{rest[1:]}'
         hashed.update(text.encode())
     hashed.update(b"]")
@@ -126,6 +140,48 @@ def _checked(where: str, table: ExtentTable) -> ExtentTable:
     return table
 
 
+def _lease(where: str, value: object, vdisk: str, storage_size: int) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0 or value % LEASE_SIZE:
+        raise _invalid(f"{where}: lease is {value!r}: it must be a multiple of {LEASE_SIZE} bytes")
+    if value + LEASE_SIZE > storage_size:
+        raise _invalid(f"{where}: the lease at {value} is beyond the storage of {storage_size} bytes")
+    if len(vdisk.encode()) > LONGEST_VDISK:
+        raise _invalid(f"{where}: the name of a vdisk with a lease has at most {LONGEST_VDISK} bytes")
+    return value
+
+
+def refuse_lease_overlap(vport: str, luns: tuple[Lun, ...], others: list[tuple[str, tuple[Lun, ...]]]) -> None:
+    """Raise RpcError INVALID when the lease of a LUN is in somebody's extents, or another vport's."""
+    leases = {one.lease: one for one in luns if one.lease is not None}
+    for name, owned in others:
+        for one in owned:
+            if one.lease is not None and one.lease in leases:
+                mine = leases[one.lease]
+                raise _invalid(
+                    f"LUN {mine.lun} ({mine.vdisk}): its lease at {one.lease} is that of LUN {one.lun} ({one.vdisk}) "
+                    f"of vport {name}",
+                    vport=name,
+                    lun=one.lun,
+                    vdisk=one.vdisk,
+                )
+    everything = [(vport, luns), *others]
+    blocks = sorted(one.lease for _, owned in everything for one in owned if one.lease is not None)
+    for name, owned in everything if blocks else ():
+        for one in owned:
+            for start, end in zip(one.extents.physicals, one.extents.physical_ends(), strict=True):
+                at = bisect_right(blocks, start - LEASE_SIZE)
+                if at < len(blocks) and blocks[at] < end:
+                    raise _invalid(
+                        f"the lease at {blocks[at]} is in the physical bytes {start} to {end} of LUN {one.lun} "
+                        f"({one.vdisk}) of vport {name}",
+                        vport=name,
+                        lun=one.lun,
+                        vdisk=one.vdisk,
+                    )
+
+
 def parse_luns(value: object, block_size: int, storage_size: int) -> tuple[Lun, ...]:
     """Return the LUNs of a mapping, sorted. Raises RpcError INVALID for anything wrong in or between them."""
     if not isinstance(value, list):
@@ -134,7 +190,7 @@ def parse_luns(value: object, block_size: int, storage_size: int) -> tuple[Lun, 
     for record in value:
         if not isinstance(record, dict):
             raise _invalid(f"{record!r} is not a LUN: it must be an object with lun, vdisk and extents")
-        unknown = sorted(set(record) - {"lun", "vdisk", "readonly", "extents"})
+        unknown = sorted(set(record) - {"lun", "vdisk", "readonly", "extents", "lease"})
         if unknown:
             raise _invalid(f"unknown key {unknown[0]!r} in a LUN: remove it")
         number, vdisk, readonly = record.get("lun"), record.get("vdisk"), record.get("readonly", False)
@@ -149,13 +205,16 @@ def parse_luns(value: object, block_size: int, storage_size: int) -> tuple[Lun, 
             extents = extents.as_json()
         if not isinstance(extents, list) or not 0 < len(extents) <= MAX_EXTENTS:
             raise _invalid(f"LUN {number}: extents must be a list of 1 to {MAX_EXTENTS}")
+        lease = _lease(f"LUN {number}", record.get("lease"), vdisk, storage_size)
         found = _checked(f"LUN {number}", _table(f"LUN {number}", extents, block_size, storage_size))
         for other in luns:
             if other.lun == number:
                 raise _invalid(f"LUN {number} is there twice")
             if other.vdisk == vdisk:
                 raise _invalid(f"vdisk {vdisk} is there twice, as LUN {other.lun} and LUN {number}")
-        luns.append(Lun(number, vdisk, readonly, found))
+            if other.lease is not None and other.lease == lease:
+                raise _invalid(f"the lease at {lease} is there twice, of LUN {other.lun} and LUN {number}")
+        luns.append(Lun(number, vdisk, readonly, found, lease))
     luns.sort(key=lambda one: one.lun)
     return tuple(luns)
 

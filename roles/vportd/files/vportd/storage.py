@@ -14,6 +14,7 @@ import mmap
 import os
 import select
 import stat
+import time
 
 from vportd.errors import StorageError
 from vportd.virtio_spec import SECTOR_SIZE
@@ -22,9 +23,13 @@ READ, WRITE, FLUSH, DISCARD, ZERO = range(5)
 OPERATIONS = ("read", "write", "flush", "discard", "write_zeroes")
 # fallocate(2): what DISCARD and ZERO are to a file or a block device; what was discarded reads as zeroes
 FALLOCATE = {DISCARD: 0x01 | 0x02, ZERO: 0x01 | 0x10}  # KEEP_SIZE with PUNCH_HOLE or with ZERO_RANGE
+GATE_POLL = 0.02  # seconds between two looks of a thread that waits at the gate
 Token = object
 Completion = tuple[Token, int]
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -75,6 +80,11 @@ class Storage:
         """``fd`` becomes the back end's own."""
         self.fd = fd
         self.event_fd = -1
+        self._closed: Callable[[], bool] = bool  # never
+
+    def gate(self, closed: "Callable[[], bool]") -> None:
+        """Begin no operation while ``closed()``: it waits."""
+        self._closed = closed
 
     def submit(self, token: Token, operation: int, offset: int, views: list[memoryview], length: int = 0) -> None:
         """Queue one operation at byte ``offset``, on buffers or, DISCARD and ZERO, on ``length`` bytes; its completion
@@ -196,6 +206,8 @@ class ThreadStorage(Storage):
             with self._lock:
                 self._idle -= 1
                 token, operation, offset, views, length = self._work.pop(0)
+            while self._closed():
+                time.sleep(GATE_POLL)
             result = self._operation(operation, offset, views, length)
             del views
             with self._lock:

@@ -172,7 +172,7 @@ class UringStorage(Storage):
         self._queued += 1
 
     def kick(self) -> None:
-        while self._queued:
+        while self._queued and not self._closed():
             try:
                 self._queued -= _syscall(_SYS_ENTER, self.event_fd, self._queued, 0, 0, 0, 0)
             except OSError as problem:
@@ -220,7 +220,7 @@ class UringStorage(Storage):
         return done
 
     def timeout(self) -> float:
-        return 0.001 if self._queued else -1
+        return -1 if not self._queued else 0.02 if self._closed() else 0.001
 
     def close(self) -> None:
         os.close(self.event_fd)

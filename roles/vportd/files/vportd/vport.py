@@ -9,6 +9,7 @@ from typing import Any
 
 from vportd.adapter import Adapter
 from vportd.blk_config import QUEUES
+from vportd.config import HOST_ID
 from vportd.errors import RpcError, VportdError, WorkerDied, WorkerRefused
 from vportd.front_end_state import Ring
 from vportd.lun_port import LunPort
@@ -46,6 +47,7 @@ class Vport(VportReturn):
                 raise
             self._make_ports()
             self.sampler.start()
+        self.leases.open()
 
     async def _restore_binding(self, path: str) -> None:
         """After a restart of the engine: bind again where that is possible, else stay on the PF path and say so."""
@@ -188,34 +190,52 @@ class Vport(VportReturn):
 
     # Fence
 
-    async def fence(self, when: str) -> dict[str, Any]:
-        """Serve no ring any more, from now or from the next stop of the rings."""
+    async def fence(self, when: str, following: str | None = None) -> dict[str, Any]:
+        """Serve no ring any more, from now or from the next stop of the rings; ``following`` = the host that gets the
+        leases then.
+        """
         if when not in ("now", "on_stop"):
             raise RpcError("INVALID", f"when is {when!r}: it must be now or on_stop")
+        if following is not None and not HOST_ID.fullmatch(following):
+            raise RpcError("INVALID", f"next is {following!r}: it must be a host_id, as get_version tells it there")
         if not self.fenced:
             if when == "on_stop":
-                if not self.fence_on_stop:
-                    self.fence_on_stop = True
+                if not self.fence_on_stop or self.fence_next != following:
+                    self.fence_on_stop, self.fence_next = True, following
                     self.save()
-                    self.note("fence_armed")
+                    self.note("fence_armed", next=following)
                 return self.record()
-            self.fenced, self.fence_on_stop = True, False
+            self.fence_next = following
+            self._fence_falls()
             self.save()
             self.note("fenced", when="now")
         if self.state != "FROZEN":
             async with self._locked(10):
                 await self._freeze(10)
+        if self.leases.to_pass:
+            await self.leases.give_up()
         return self.record()
 
     async def unfence(self) -> dict[str, Any]:
-        """Serve rings again."""
+        """Serve rings again, with the leases taken back."""
+        if self.fenced:
+            await self.leases.take()
         if self.fenced or self.fence_on_stop:
             async with self._locked(ANSWER_TIMEOUT):
                 self.fenced = self.fence_on_stop = False
+                self.fence_next = self.fence_why = None
                 self.save()
                 if self.state != "RUNNING" and not self._suspended_by_user:
                     await self._thaw()
                 self.note("unfenced")
+        return self.record()
+
+    async def take_leases(self, force: bool) -> dict[str, Any]:
+        """Become the owner of all leases, with ``force`` also of those whose owner gives no sign of life."""
+        await self.leases.take(force)
+        self.incoming = False
+        self.save()
+        self.note("lease_broken" if force else "lease_taken")
         return self.record()
 
     # Mapping
@@ -244,6 +264,17 @@ class Vport(VportReturn):
         """Replace the mapping by one that was checked, of which ``name`` is the digest. No request is done half by the
         one and half by the other.
         """
+        self.refuse_mapping(luns)
+        fresh = await self.leases.claim(luns)
+        try:
+            await self._set_mapping(luns, name, timeout)
+        except BaseException:
+            await self.leases.abandon(fresh)
+            raise
+        await self.leases.settle(fresh)
+        self.save()
+
+    async def _set_mapping(self, luns: tuple[Lun, ...], name: str, timeout: float) -> None:
         async with self._locked(timeout):
             self.refuse_mapping(luns)
             frozen = bool(self.connected()) and self.state == "RUNNING" and not only_grows(self.luns, luns)
@@ -340,8 +371,8 @@ class Vport(VportReturn):
         if client is not None and client.alive:
             await client.close()
 
-    async def close(self) -> None:
-        """End everything of this vport but its state file."""
+    async def close(self, forget: bool = False) -> None:
+        """End everything of this vport but its state file; ``forget``: also give up its leases."""
         self._deleted = True
         for task in list(self._tasks):
             task.cancel()
@@ -351,6 +382,7 @@ class Vport(VportReturn):
         for client in list(self._workers.values()):
             if client.alive:
                 await client.close()
+        await self.leases.close(forget)
         with contextlib.suppress(OSError):
             (self.around.run_dir / self.name).rmdir()
         self.sampler.stop()

@@ -32,6 +32,9 @@ class VportHandOver(VportWorkers):
             except RpcError:
                 self.state = "FROZEN" if self.fenced else "RUNNING"
                 raise
+            if self.leases.lost is not None:  # what was taken may not be done, so there is nothing to wait for
+                self.state = "FROZEN"
+                return outstanding, time.monotonic() - began
             left = None if timeout is None else max(0.001, timeout - (time.monotonic() - began))
             try:
                 answer = await client.call("suspend", timeout=left)

@@ -13,10 +13,12 @@ from vportd.blk_queue import BUCKETS, HELD, LAST_AVAIL, OUTSTANDING, USED, WORST
 from vportd.counters import PATHS, Counters
 from vportd.errors import RpcError
 from vportd.front_end_state import Ring
+from vportd.lease_disk import LeaseDisk
 from vportd.lun_port import LunPort
 from vportd.mapping import Lun, digest, sha256
 from vportd.sampler import Look, Sampler
 from vportd.surroundings import Surroundings
+from vportd.vport_leases import VportLeases
 
 STATE_VERSION = 1
 MESSAGE_ID = "357333b0c17c4329b27de02e789f63d3"  # of all journal messages that say that a vport has changed
@@ -28,6 +30,9 @@ WARNINGS = {
     "rolled_back",
     "not_returned",
     "storage_failed",
+    "lease_awaited",
+    "lease_expired",
+    "lease_lost",
     "worker_died",
 }
 
@@ -42,6 +47,8 @@ class VportRecord:
         self.incoming = incoming
         self.fenced = False
         self.fence_on_stop = False
+        self.fence_next: str | None = None  # the host that the leases go to when the fence falls
+        self.fence_why: str | None = None
         self.state = "RUNNING"
         self.path = "pf"
         self.vf: str | None = None
@@ -59,6 +66,7 @@ class VportRecord:
         self.counters = Counters()
         self.events: Counter[str] = Counter()
         self.sampler = Sampler(self.look, self._worst, self.counters.watch, around.sample_seconds)
+        self.leases = VportLeases(self, around, LeaseDisk(lambda: adapter.device(adapter.pf).path))
 
     # State on disk, history
 
@@ -81,6 +89,11 @@ class VportRecord:
             "error_policy": self.error_policy,
             "auto_return": self.auto_return,
             "generation": self.generation,
+            "fence_next": self.fence_next,
+            "fence_why": self.fence_why,
+            "lease_to_pass": self.leases.to_pass,
+            "lease_passing": self.leases.passing,
+            "lease_known": self.leases.known,
         }
         directory = self.state_path.parent
         try:
@@ -121,6 +134,20 @@ class VportRecord:
             GENERATION=self.generation,
             **fields,
         )
+
+    # vport_leases.Holder, but for ``save`` and ``note``
+
+    def waited_for(self) -> bool:
+        """True while a front end is there."""
+        return bool(self.connected())
+
+    def lease_lost(self, why: str) -> None:
+        """A lease is another host's: this vport must not do anything any more."""
+        raise NotImplementedError
+
+    def lease_renewed(self) -> None:
+        """The gate is open again: whoever waits there is to be told."""
+        raise NotImplementedError
 
     def _degrade(self, why: str) -> None:
         self.degraded = why
@@ -218,6 +245,7 @@ class VportRecord:
             "socket": str(port.path),
             "connected": front is not None,
             "front_end": port.peer(),
+            "lease": self.leases.record(lun),
             "logging": front is not None and front.logging,
             "queues": [self._queue_record(lun, ring) for ring in rings],
             "counters": sums.counts,
@@ -240,6 +268,8 @@ class VportRecord:
             "degraded": self.degraded,
             "fenced": self.fenced,
             "fence_on_stop": self.fence_on_stop,
+            "fence_next": self.fence_next,
+            "fence_why": self.fence_why,
             "incoming": self.incoming,
             "generation": self.generation,
             "digest": self.digest,

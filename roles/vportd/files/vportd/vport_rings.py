@@ -72,8 +72,10 @@ class VportRings(VportHandOver):
                     client.kill()
                     raise ProtocolError(f"the {self.path.upper()} worker does not answer") from problem
                 if self.incoming and not self.held:
-                    self.incoming = False
-                    self.save()
+                    self.leases.ring_starts()
+                    if not self.leases.waiting:
+                        self.incoming = False
+                        self.save()
                 return
 
     async def stop_ring(self, port: LunPort, ring: Ring, gone: bool = False) -> None:
@@ -86,7 +88,8 @@ class VportRings(VportHandOver):
                 if not ring.running:
                     return
                 try:
-                    answer = await client.call("stop", lun=port.lun.lun, index=ring.index, gone=gone)
+                    drain = self.leases.lost is None
+                    answer = await client.call("stop", lun=port.lun.lun, index=ring.index, gone=gone, drain=drain)
                 except WorkerDied:
                     continue
                 ring.base = answer["last_avail"]
@@ -97,11 +100,17 @@ class VportRings(VportHandOver):
         """The front end stops its rings: a vport that is to fence itself does so before the answer goes out."""
         if not self.fence_on_stop or self.fenced:
             return
-        self.fenced, self.fence_on_stop = True, False
+        self._fence_falls()
         self.save()
         async with self.lock:
             await self._freeze(None)
         self.note("fenced", when="on_stop")
+        await self.leases.give_up()
+
+    def _fence_falls(self) -> None:
+        """Fenced from here on; once all is drained the leases go to the host that was named, or are free."""
+        self.fenced, self.fence_on_stop = True, False
+        self.leases.to_pass, self.leases.passing = True, self.fence_next
 
     async def forget(self, port: LunPort) -> None:
         """Let go of the memory of a front end that has gone."""

@@ -12,7 +12,7 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from vportd import journal
@@ -68,10 +68,11 @@ class VportWorkers(VportRecord):
             lambda: self._on_exit(path),
         )
         faults = [] if config.faults is None else [os.open(config.faults, os.O_RDONLY | os.O_CLOEXEC)]
+        gate = self.leases.gate.reader()
         try:
             started = await client.call(
                 "init",
-                [storage, self.counters.fd, *faults],
+                [storage, self.counters.fd, gate, *faults],
                 START_TIMEOUT,
                 vport=self.name,
                 path=path,
@@ -97,7 +98,7 @@ class VportWorkers(VportRecord):
                 "STORAGE", f"vport {self.name}: the {path.upper()} worker does not start: {problem}"
             ) from problem
         finally:
-            for fd in (storage, *faults):
+            for fd in (storage, gate, *faults):
                 os.close(fd)
         self._workers[path] = client
         journal.info(
@@ -188,6 +189,41 @@ class VportWorkers(VportRecord):
             if port.front is not None
         ]
 
+    def lease_renewed(self) -> None:
+        """Have the workers look at the gate again."""
+        for client in self._workers.values():
+            if client.alive:
+                self._begin(self._look_at_gate(client))
+
+    @staticmethod
+    async def _look_at_gate(client: WorkerClient) -> None:
+        with contextlib.suppress(WorkerDied, TimeoutError):
+            await client.call("look", timeout=ANSWER_TIMEOUT)
+
+    def lease_lost(self, why: str) -> None:
+        """Fence the vport. Its workers are ended: what they took can be neither done nor waited for."""
+        self.fenced, self.fence_on_stop = True, False
+        self.fence_why = why
+        self.note("lease_lost", why=why)
+        journal.error(f"vport {self.name} is fenced: {why}")
+        try:
+            self.save()
+        except RpcError as problem:
+            journal.error(f"the fence of vport {self.name} is not on the disk: {problem}")
+        for client in self._workers.values():
+            client.kill()
+        self._begin(self._rest())
+
+    async def _rest(self) -> None:
+        async with self.lock:
+            if self.fenced:
+                self.state = "FROZEN"
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _on_event(self, path: str, message: dict[str, Any]) -> None:
         if message.get("event") == "busy":
             self.sampler.wake()
@@ -223,9 +259,7 @@ class VportWorkers(VportRecord):
         if not client.failed:
             self._deaths.append(time.monotonic())
         self.note("worker_died", worker=path, how=client.exit_text)
-        task = asyncio.create_task(self._replace(path))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._begin(self._replace(path))
 
     async def _replace(self, path: str) -> None:
         """After a death: see that somebody takes requests and that the PF worker is there, trying again until it is

@@ -19,7 +19,8 @@ import sys
 from vportd import blk, channel, counters, journal
 from vportd.blk_queue import DISCARDS, WRITES, ZEROES, Queue
 from vportd.errors import ChannelClosed, VportdError
-from vportd.storage import FLUSH, make_storage, read_first_block
+from vportd.lease_gate import Watch
+from vportd.storage import FLUSH, Completion, make_storage, read_first_block
 from vportd.storage_errors import StorageErrors
 from vportd.worker_queues import WorkerQueues
 
@@ -62,10 +63,11 @@ class Worker(WorkerQueues):
         self.flush_token = object()
 
     def initialise(self, message: "Message", fds: list[int]) -> "Message":
-        """``init``: storage and counters; then the privileges go. Fields: vport, path, block_size, latency, backend,
-        proofs, policy, uid, gid. A third descriptor is that of ``faults``.
+        """``init``: storage, counters and gate; then the privileges go. Fields: vport, path, block_size, latency,
+        backend, proofs, policy, uid, gid. A fourth descriptor is that of ``faults``.
         """
-        storage_fd, counters_fd = fds[:2]
+        storage_fd, counters_fd, gate_fd = fds[:3]
+        self.gate = Watch(gate_fd)
         journal.name_process(f"vportd[{message['vport']}/{message['path']}]")
         self.vport = message["vport"]
         self.counters, self.wake = counters.part(memoryview(mmap.mmap(counters_fd, 0)), message["path"])
@@ -78,11 +80,11 @@ class Worker(WorkerQueues):
             message["backend"],
             message["proofs"],
         )
-        if fds[2:]:
+        if fds[3:]:
             from vportd.faults import FaultyStorage
 
-            self.storage = FaultyStorage(self.storage, fds[2], message["path"])
-            os.close(fds[2])
+            self.storage = FaultyStorage(self.storage, fds[3], message["path"])
+            os.close(fds[3])
         self.errors = StorageErrors(message["policy"])
         if message["uid"] is not None:  # from here on nothing can be imported: that user may have no way to the files
             os.setgroups([])
@@ -94,6 +96,7 @@ class Worker(WorkerQueues):
             self.epoll.register(self.storage.event_fd, select.EPOLLIN)
         if message["path"] == "vf" and (result := read_first_block(self.storage, message["block_size"])) < 0:
             raise VportdError(f"the VF's device cannot be read: {os.strerror(-result)}")
+        self.storage.gate(self.gate.closed)
         return {"backend": self.storage.name}
 
     def run(self) -> None:
@@ -112,8 +115,14 @@ class Worker(WorkerQueues):
         kicks = self.kicks
         ready = self.ready
         wake = self.wake
+        gate = self.gate
+        kept: list[Completion] = []
+        allowed = True
         while True:
-            timeout = 0 if ready else errors.timeout(storage.timeout())
+            if allowed:
+                timeout = 0 if ready else gate.idle(errors.timeout(storage.timeout()))
+            else:  # until the engine says that there is a new grant
+                timeout = gate.idle(storage.timeout())
             for fd, _ in poll(timeout):
                 queue = kicks.get(fd)
                 if queue is not None:
@@ -122,15 +131,18 @@ class Worker(WorkerQueues):
                 elif fd == control:
                     self._commands()
             if not storage.synchronous:
-                completions = storage.reap()
-                if completions:
-                    self._completed(completions)
+                kept += storage.reap()
+            allowed = not (ready or kept or errors.error) or gate.open()
+            if allowed and not storage.synchronous:  # else another host may be the owner: this guest is told nothing
+                if kept:
+                    self._completed(kept)
+                    kept = []
                 if errors.error:
                     self._try_again()
             if ready and wake[0]:
                 wake[0] = 0
                 self.send({"event": "busy"})
-            for queue in tuple(ready):
+            for queue in tuple(ready) if allowed else ():
                 queue.alone = len(ready) == 1
                 if queue.broken is not None or not blk.service(queue):
                     ready.discard(queue)
@@ -208,9 +220,9 @@ class Worker(WorkerQueues):
         """Answer the commands whose requests are all done - and durable, for what the next one on the storage is may
         be another controller.
         """
-        waiting = [queue for queue in self.stopping if not queue.outstanding]
+        waiting = [queue for queue in self.stopping if not queue.unfinished()]
         suspended = self.suspending is not None and not any(
-            queue.outstanding for device in self.devices.values() for queue in device.queues.values()
+            queue.unfinished() for device in self.devices.values() for queue in device.queues.values()
         )
         if (not waiting and not suspended) or self.flushing:
             return

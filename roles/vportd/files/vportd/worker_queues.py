@@ -5,13 +5,14 @@ import mmap
 import os
 import select
 
-from vportd import blk, journal
+from vportd import journal
 from vportd.blk_config import QUEUES
 from vportd.blk_queue import COUNTERS_SIZE, HELD, Device, Queue
 from vportd.dirty_log import DirtyLog
 from vportd.errors import VportdError
 from vportd.extents import Extents
 from vportd.inflight import InflightRegion
+from vportd.lease_gate import Watch
 from vportd.memory import MemoryMap, Region
 from vportd.storage import OPERATIONS, Storage
 from vportd.storage_errors import StorageErrors
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 class WorkerQueues:
     """All devices and queues of one worker; ``suspended`` = none of them takes anything."""
 
+    gate: Watch
     storage: Storage
     errors: StorageErrors
     counters: memoryview  # of all queues on this path
@@ -173,10 +175,16 @@ class WorkerQueues:
         return {}
 
     def do_stop(self, message: "Message", fds: list[int]) -> "Message | None":
-        """Take nothing more from one queue, wait for what was taken, forget the queue. Answers its position."""
+        """Take nothing more from one queue, wait for what was taken (unless ``drain`` is false), forget the queue.
+        Answers its position.
+        """
         queue = self.devices[message["lun"]].queues.get(message["index"])
         if queue is None:
             return {"error": f"LUN {message['lun']} queue {message['index']} is not started"}
+        if not message["drain"]:
+            answer = {"last_avail": queue.ring.used, "used": queue.ring.used, "broken": queue.broken}
+            self.remove(queue)
+            return answer
         self._hold(queue)
         if message["gone"]:  # nobody waits for what is held; it stays noted in the in-flight region
             self.errors.forget(queue)
@@ -192,12 +200,16 @@ class WorkerQueues:
                 self._hold(queue)
         return None
 
+    def do_look(self, message: "Message", fds: list[int]) -> "Message":
+        """Look at the gate again: that comes with every message."""
+        return {}
+
     def _hold(self, queue: Queue) -> None:
         """Take nothing more from a queue; what an earlier worker took is still to be done."""
         queue.held = True
         self.ready.discard(queue)
         if queue.again and queue.broken is None:
-            blk.service(queue)
+            self.ready.add(queue)
 
     def do_resume(self, message: "Message", fds: list[int]) -> "Message":
         """Take requests again; a suspend that still waits is answered with an error."""
@@ -223,7 +235,8 @@ class WorkerQueues:
     def do_policy(self, message: "Message", fds: list[int]) -> "Message":
         """Set what becomes of a request whose I/O failed; what is held is tried again at once."""
         self.errors.policy = message["policy"]
-        self.errors.try_again(now=True)
+        if not self.gate.closed():
+            self.errors.try_again(now=True)
         return {}
 
     def do_outstanding(self, message: "Message", fds: list[int]) -> "Message":
