@@ -125,11 +125,15 @@ def _steps(
             step(name, "destroy", f"end the stopped copy of {vm} on {name}")
     here = asked[end]
     vport, domain = here["vport"], here["domain"]
+    # A vport to which the VM was on its way goes first: with it go the leases back to where they came from, at once.
+    early = [name for name, host in asked.items() if name != end and (host["vport"] or {}).get("incoming")]
+    for name in early:
+        step(name, "release", f"unbind and delete its vport on {name}")
     if vport is not None and (vport["fenced"] or vport["fence_on_stop"]):
         step(end, "unfence", f"lift the fence of its vport on {end}")
     if end not in active:
         for name, host in asked.items():
-            if name != end and host["vport"] is not None:
+            if name != end and host["vport"] is not None and name not in early:
                 step(name, "release", f"unbind and delete its vport on {name}")
         if vport is None or vport["incoming"]:
             lost = [name for name, host in hosts.items() if host["lost"]]
@@ -142,7 +146,7 @@ def _steps(
             continue
         if host["domain"] is not None:
             step(name, "undefine", f"undefine {vm} on {name}")
-        if host["vport"] is not None and end in active:
+        if host["vport"] is not None and end in active and name not in early:
             step(name, "release", f"unbind and delete its vport on {name}")
     if vport is None or vport["path"] != "vf" or vport["degraded"]:
         step(end, "to_vf", f"take its path through a VF of {end}, if one is free")

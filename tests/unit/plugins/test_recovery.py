@@ -49,13 +49,13 @@ CASES: dict[str, tuple[Host, Host, str, list[tuple[str, str]]]] = {
         host(domain(), vport("pf", fence_on_stop=True)),
         host(None, vport("pf", incoming=True)),
         "hv1",
-        [("hv1", "unfence"), ("hv2", "release"), ("hv1", "to_vf")],
+        [("hv2", "release"), ("hv1", "unfence"), ("hv1", "to_vf")],
     ),
     "while memory was copied, and libvirt has let go of it": (
         host(domain(), vport("pf", "held", fence_on_stop=True)),
         host(domain("paused"), vport("pf", "free", incoming=True)),
         "hv1",
-        [("hv2", "destroy"), ("hv1", "unfence"), ("hv2", "undefine"), ("hv2", "release"), ("hv1", "to_vf")],
+        [("hv2", "destroy"), ("hv2", "release"), ("hv1", "unfence"), ("hv2", "undefine"), ("hv1", "to_vf")],
     ),
     "the VM stopped on the source and did not start on the destination": (
         host(domain("paused"), vport("pf", "handed", fenced=True)),
@@ -63,10 +63,10 @@ CASES: dict[str, tuple[Host, Host, str, list[tuple[str, str]]]] = {
         "hv1",
         [
             ("hv2", "destroy"),
+            ("hv2", "release"),
             ("hv1", "unfence"),
             ("hv1", "resume"),
             ("hv2", "undefine"),
-            ("hv2", "release"),
             ("hv1", "to_vf"),
         ],
     ),
@@ -92,7 +92,7 @@ CASES: dict[str, tuple[Host, Host, str, list[tuple[str, str]]]] = {
         host(domain("shut off"), vport("pf", fence_on_stop=True)),
         host(None, vport("pf", incoming=True)),
         "hv1",
-        [("hv1", "unfence"), ("hv2", "release"), ("hv1", "start"), ("hv1", "to_vf")],
+        [("hv2", "release"), ("hv1", "unfence"), ("hv1", "start"), ("hv1", "to_vf")],
     ),
     "the source is lost, the destination had been prepared": (
         LOST,
