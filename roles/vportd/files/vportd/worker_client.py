@@ -19,7 +19,7 @@ from vportd.errors import ChannelClosed, WorkerDied, WorkerRefused
 Message = dict[str, Any]
 
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from vportd.worker import main; main()"
-_PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_PACKAGES = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # also when a link to it is set anew
 _CONTROL_FD, _LOCK_FD, _PROOF_FD = 3, 4, 5
 CLOSE_TIMEOUT = 5.0
 PROOFS = [_LOCK_FD, _PROOF_FD]  # what a worker's io_uring keeps open until its I/O is done
