@@ -76,10 +76,11 @@ def service(queue: Queue) -> bool:
     dirty: list[Chain] = []
     again, queue.again = queue.again, []
     more = False
+    hurry = queue.hurry
     ring.hush()
     try:
         for turn in range(ROUNDS + 1):
-            more = turn == ROUNDS
+            more = turn == ROUNDS or hurry[0] != 0
             if more:
                 break
             taken = again or (() if queue.held else ring.take())

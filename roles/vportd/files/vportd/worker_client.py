@@ -48,6 +48,7 @@ class WorkerClient:
         self.ended = self._loop.create_future()
         self.gone: asyncio.Future[None] = self._loop.create_future()
         self.failed = False
+        self.hurry: memoryview | None = None  # set to 1 when a suspend has been sent
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._proof, proof = os.pipe2(os.O_CLOEXEC)
         copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (theirs.fileno(), lock_fd, proof)]
@@ -98,6 +99,8 @@ class WorkerClient:
         try:
             try:
                 channel.send(self._socket, {"id": number, "do": do, **fields}, fds or [])
+                if do == "suspend" and self.hurry is not None:
+                    self.hurry[0] = 1
             except ChannelClosed as problem:
                 raise WorkerDied(f"{self.who} has closed its control channel") from problem
             except BlockingIOError as problem:
