@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Storage that errs, hangs, or goes away: what the guest sees, and what the engine does meanwhile."""
 
-import contextlib
 import errno
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.slow_file import NoFuse, SlowFile
+from tests.slow_file import NoFuse, SlowFile, loop_device
 from tests.unit.vportd.engine_process import VF0, Refusal
 from tests.unit.vportd.frontend import FLUSH, IN, IOERR, OK, OUT
 from tests.unit.vportd.test_paths import Stream, wait_for
@@ -289,19 +287,6 @@ def is_dead(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except FileNotFoundError:
         return True
-
-
-@contextlib.contextmanager
-def loop_device(path):
-    command = ["losetup", "--find", "--show", "--direct-io=on", str(path)]
-    try:
-        made = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as problem:
-        raise NoFuse(f"losetup: {problem}") from problem
-    try:
-        yield made.stdout.strip()
-    finally:
-        subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
 
 
 @pytest.mark.parametrize("path", ["pf", "vf"])
