@@ -152,6 +152,11 @@ class Worker(WorkerQueues):
                     ready.discard(queue)
                 if queue.broken is not None and queue not in self.told_broken:
                     self._tell_broken(queue)
+            if allowed and not storage.synchronous:  # what was begun just now may be done already
+                kept = storage.reap()
+                if kept and (allowed := gate.open()):
+                    self._completed(kept)
+                    kept = []
             if self.suspending is not None or self.stopping:
                 self._drained()
 
