@@ -289,6 +289,30 @@ def is_dead(pid):
         return True
 
 
+def test_a_device_that_goes_away_in_the_kernel_is_taken_over_from(make_engine, make_vport, front_end, tmp_path):
+    """The VF's block device loses what is behind it, in the middle of requests; the PF's still has the same storage."""
+    engine = make_engine(start=False)
+    try:
+        with SlowFile(tmp_path / "slow", engine.storage, 0.001) as slow, loop_device(slow.point) as device:
+            link = engine.directory / "dev/nvme1n1"
+            link.unlink()
+            link.symlink_to(device)
+            rpc = make_vport(engine.start(), bind=VF0)
+            queue = front_end(engine.socket()).start()
+            with Stream(queue) as stream:
+                wait_for(lambda: stream.count > 200)
+                slow.process.kill()
+                wait_for(lambda: rpc.vport_get(vport="vp0")["path"] == "pf")
+                before = stream.count
+                wait_for(lambda: stream.count > before + 200 or stream.problem)
+            record = rpc.vport_get(vport="vp0")
+            assert "lost its storage (EIO)" in record["degraded"]
+            assert record["luns"][0]["counters"]["errors"] == 0
+            engine.stop()
+    except NoFuse as problem:
+        pytest.skip(f"no device to lose here: {problem}")
+
+
 @pytest.mark.parametrize("path", ["pf", "vf"])
 def test_nobody_takes_over_while_requests_of_the_dead_worker_are_with_the_storage(
     path, slow_storage, make_vport, front_end
