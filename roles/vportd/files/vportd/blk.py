@@ -80,7 +80,7 @@ def service(queue: Queue) -> bool:
     ring.hush()
     try:
         for turn in range(ROUNDS + 1):
-            more = turn == ROUNDS or hurry[0] != 0
+            more = turn == ROUNDS or (hurry[0] != 0 and not again)
             if more:
                 break
             taken = again or (() if queue.held else ring.take())
