@@ -23,10 +23,13 @@ from typing import Any
 
 from tests.bench.back_ends import MIB, Ours, Theirs, cpu_seconds, extents, private_mib
 from tests.bench.load import Figures, Load, Shape
+from tests.slow_file import NoFuse, SlowFile, loop_device
 
 ROOT = Path(__file__).resolve().parents[2]
 SPAN = 128 * MIB
 MANY = 1 << 20  # extents, of 4 KiB each
+LATENCY = 100e-6  # seconds of the device that is made slow
+REPEATS = {True: (3, 0.3), False: (7, 1.0)}  # quick: how often, and for how many seconds
 OURS, DEFAULT, URING = "vportd", "peer", "peer io_uring"
 Row = dict[str, Any]
 
@@ -160,7 +163,7 @@ def pushes(ours: Ours, counts: list[int], repeats: int) -> list[Row]:
 
 def run(quick: bool, directory: Path) -> list[Row]:
     """Everything, one row a case."""
-    repeats, seconds = (3, 0.3) if quick else (7, 1.0)
+    repeats, seconds = REPEATS[quick]
     size = MANY * 4096 + SPAN
     ours = Ours(directory, size)
     with open(ours.engine.storage, "r+b") as file:
@@ -250,6 +253,39 @@ def _several(ours: Ours, directory: Path, top: int, repeats: int, seconds: float
     return [{"case": "4 KiB read QD32, 4 vports at once", OURS: a, DEFAULT: b, f"x {DEFAULT}": ratio}]
 
 
+def slow_device(directory: Path, quick: bool, repeats: int, seconds: float) -> list[Row]:
+    """The same requests to a block device whose every request takes LATENCY seconds, past the page cache on all sides.
+    Raises NoFuse where there is none to be had.
+    """
+    rows = []
+    directory.mkdir()
+    backing = directory / "backing"
+    with open(backing, "wb") as file:
+        for _ in range(SPAN // MIB):
+            file.write(os.urandom(MIB))
+    with SlowFile(directory / "slow", backing, LATENCY) as slow, loop_device(slow.point) as device:
+        ours = Ours(directory, SPAN, device)
+        peers = {
+            DEFAULT: Theirs(directory, device, "threads", [(0, SPAN)], direct=True),
+            URING: Theirs(directory, device, "io_uring", [(0, SPAN)], direct=True),
+        }
+        ours.start()
+        for peer in peers.values():
+            peer.start()
+        try:
+            sides = {OURS: (ours.add("slow", extents(64, SPAN // 64, 0)), ours.pids())}
+            sides |= {name: (peer.paths[0], peer.pids()) for name, peer in peers.items()}
+            for depth in (1, 32) if quick else (1, 4, 32, 128):
+                shape = Shape(4096, depth, 0, SPAN)
+                name = f"4 KiB read QD{depth}, device of {LATENCY * 1e6:.0f} us"
+                rows.append(compare(name, sides, shape, repeats, seconds))
+        finally:
+            for peer in peers.values():
+                peer.stop()
+            ours.stop()
+    return rows
+
+
 def table(rows: list[Row]) -> str:
     """The rows for reading."""
 
@@ -271,7 +307,7 @@ def table(rows: list[Row]) -> str:
 
 def missing() -> list[str]:
     """What cannot be compared on this machine, and why."""
-    found = ["a device with 100 us latency: there is no means here that is the same for both sides"]
+    found = []
     if shutil.which("fio") is None:
         found.append("fio itself: it is not installed")
     shown = subprocess.run(["qemu-img", "bench", "--help"], capture_output=True, text=True, check=False).stdout
@@ -289,6 +325,11 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=chosen.directory, prefix="iovlab-bench-") as directory:
         rows = run(chosen.quick, Path(directory))
+        without = missing()
+        try:
+            rows += slow_device(Path(directory) / "device", chosen.quick, *REPEATS[chosen.quick])
+        except NoFuse as problem:
+            without.append(f"a device of {LATENCY * 1e6:.0f} us: {problem}")
     version = subprocess.run(["qemu-storage-daemon", "--version"], capture_output=True, text=True, check=True).stdout
     result = {
         "machine": {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()},
@@ -296,14 +337,14 @@ def main() -> int:
         "quick": chosen.quick,
         "seconds": time.monotonic() - began,
         "rows": rows,
-        "missing": missing(),
+        "missing": without,
     }
     target = ROOT / "build/bench/bench.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n")
     print(table(rows))
     print(f"\npeer: {result['peer']}; its default is aio=threads; ratios above 1 are in favour of vportd")
-    for line in missing():
+    for line in without:
         print(f"not measured: {line}")
     print(f"{target.relative_to(ROOT)} after {result['seconds']:.0f} s")
     return 0

@@ -42,8 +42,13 @@ def extents(count: int, length: int, base: int) -> list[list[int]]:
 class Ours:
     """vportd; ``name`` says with how many extents."""
 
-    def __init__(self, directory: Path, size: int) -> None:
+    def __init__(self, directory: Path, size: int, device: Path | None = None) -> None:
+        """The storage is a file of ``size`` bytes, or ``device``, which is as large."""
         self.engine = EngineProcess(directory, size=size)
+        if device is not None:
+            for link in (self.engine.directory / "dev").iterdir():
+                link.unlink()
+                link.symlink_to(device)
 
     def start(self) -> None:
         """Start the engine on its storage."""
@@ -77,14 +82,17 @@ class Ours:
 class Theirs:
     """qemu-storage-daemon, with one export or one for each slice ``(offset, bytes)`` of the file."""
 
-    def __init__(self, directory: Path, image: Path, aio: str, slices: list[tuple[int, int]]) -> None:
+    def __init__(
+        self, directory: Path, image: Path, aio: str, slices: list[tuple[int, int]], direct: bool = False
+    ) -> None:
         self.paths = [directory / f"{aio}-{number}" for number in range(len(slices))]
         self.monitor = directory / f"{aio}-monitor"
         options = [
             *("--chardev", f"socket,id=monitor,path={self.monitor},server=on,wait=off"),
             *("--monitor", "monitor"),
-            *("--blockdev", f"file,node-name=other,filename={image},aio={aio},locking=off"),
         ]
+        if not direct:
+            options += ["--blockdev", f"file,node-name=other,filename={image},aio={aio},locking=off"]
         for number, (offset, size) in enumerate(slices[1:], 1):
             options += ["--blockdev", f"raw,node-name=part{number},file=image,offset={offset},size={size}"]
             where = f"addr.type=unix,addr.path={self.paths[number]}"
@@ -92,7 +100,7 @@ class Theirs:
         offset, size = slices[0]
         options += ["--blockdev", f"raw,node-name=top,file=image,offset={offset},size={size}"]
         self.slice = slices[0]
-        self.daemon = StorageDaemon(image, self.paths[0], options, aio=aio)
+        self.daemon = StorageDaemon(image, self.paths[0], options, aio=aio, direct=direct)
 
     def start(self) -> None:
         """Start it."""

@@ -5,6 +5,7 @@ import shutil
 import struct
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 from tests.unit.vportd.frontend import USUAL, USUAL_PROTOCOL, FrontEnd
@@ -32,7 +33,8 @@ class StorageDaemon:
         self.arguments = [
             program,
             "--blockdev",
-            f"file,node-name=image,filename={image},aio={aio},cache.direct={'on' if direct else 'off'},locking=off",
+            f"{'host_device' if Path(image).is_block_device() else 'file'},node-name=image,filename={image},"
+            f"aio={aio},cache.direct={'on' if direct else 'off'},locking=off",
             *options,
             "--export",
             f"vhost-user-blk,id=disk,node-name=top,addr.type=unix,addr.path={path},writable=on,num-queues=4",

@@ -17,11 +17,13 @@ from tests.unit.vportd.engine_process import PACKAGES
 from vportd import atomic, state_file
 from vportd.dirty_log import DirtyLog
 from vportd.errors import MemoryFault, RpcError, StateError
-from vportd.extents import Extents
+from vportd.extents import HOLE, Extents
 from vportd.inflight import InflightRegion, queue_region_size
 from vportd.mapping import digest, parse_luns
 from vportd.memory import MemoryMap, Region
 from vportd.storage import rest_of, scatter
+
+MIB4 = 4 << 20
 
 
 @st.composite
@@ -68,6 +70,28 @@ def test_the_extent_found_for_a_byte_holds_it(found, at):
         )
     else:
         assert start == end
+
+
+@given(extents(), st.sampled_from([1, 512, 4096]), st.booleans())
+def test_the_table_of_granules_leads_where_the_rows_do(found, size, readonly):
+    scaled = [(start * size, physical * size, length * size, locked) for start, physical, length, locked in found]
+    made = Extents(scaled, readonly)
+    sizes, content = made.pack()
+    copy = Extents.unpack(sizes, memoryview(content + b"more"))
+    assert copy.deltas == made.deltas
+    assert copy.granule == made.granule
+    for number, delta in enumerate(copy.deltas):
+        for at in {number << copy.granule, ((number + 1) << copy.granule) - 1}:
+            start, end, wanted, locked = copy.one(at)
+            assert delta == (HOLE if start == end or locked else wanted)
+    assert len(copy.deltas) in (0, copy.capacity >> copy.granule)
+
+
+def test_extents_of_lvm_have_a_table_of_granules_and_odd_ones_have_none():
+    lvm = Extents([(at * MIB4, (9 - at) * MIB4, MIB4, False) for at in range(10)], False)
+    assert (len(lvm.deltas), lvm.granule) == (10, 22)
+    odd = Extents([(0, 0, MIB4 + 512, False), (MIB4 + 512, 4 * MIB4, MIB4, False)], False)
+    assert len(odd.deltas) == 0
 
 
 class Killed(Exception):

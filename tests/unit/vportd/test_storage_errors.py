@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Storage that errs, hangs, or goes away: what the guest sees, and what the engine does meanwhile."""
 
-import contextlib
 import errno
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.slow_file import NoFuse, SlowFile
+from tests.slow_file import NoFuse, SlowFile, loop_device
 from tests.unit.vportd.engine_process import VF0, Refusal
 from tests.unit.vportd.frontend import FLUSH, IN, IOERR, OK, OUT
 from tests.unit.vportd.test_paths import Stream, wait_for
@@ -291,17 +289,28 @@ def is_dead(pid):
         return True
 
 
-@contextlib.contextmanager
-def loop_device(path):
-    command = ["losetup", "--find", "--show", "--direct-io=on", str(path)]
+def test_a_device_that_goes_away_in_the_kernel_is_taken_over_from(make_engine, make_vport, front_end, tmp_path):
+    """The VF's block device loses what is behind it, in the middle of requests; the PF's still has the same storage."""
+    engine = make_engine(start=False)
     try:
-        made = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as problem:
-        raise NoFuse(f"losetup: {problem}") from problem
-    try:
-        yield made.stdout.strip()
-    finally:
-        subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+        with SlowFile(tmp_path / "slow", engine.storage, 0.001) as slow, loop_device(slow.point) as device:
+            link = engine.directory / "dev/nvme1n1"
+            link.unlink()
+            link.symlink_to(device)
+            rpc = make_vport(engine.start(), bind=VF0)
+            queue = front_end(engine.socket()).start()
+            with Stream(queue) as stream:
+                wait_for(lambda: stream.count > 200)
+                slow.process.kill()
+                wait_for(lambda: rpc.vport_get(vport="vp0")["path"] == "pf")
+                before = stream.count
+                wait_for(lambda: stream.count > before + 200 or stream.problem)
+            record = rpc.vport_get(vport="vp0")
+            assert "lost its storage (EIO)" in record["degraded"]
+            assert record["luns"][0]["counters"]["errors"] == 0
+            engine.stop()
+    except NoFuse as problem:
+        pytest.skip(f"no device to lose here: {problem}")
 
 
 @pytest.mark.parametrize("path", ["pf", "vf"])

@@ -21,6 +21,7 @@ from vportd.blk_queue import (
     Request,
 )
 from vportd.errors import MemoryFault, RingBroken
+from vportd.extents import HOLE
 from vportd.storage import FLUSH, READ, Completion
 from vportd.virtio_spec import (
     VIRTIO_BLK_REQ_HEADER,
@@ -65,7 +66,8 @@ def service(queue: Queue) -> bool:
     synchronous = storage.synchronous
     submit = storage.submit
     fd = storage.fd
-    find = device.extents.one
+    extents = device.extents
+    find, deltas, granule, granules = extents.one, extents.deltas, extents.granule, len(extents.deltas)
     start, end, delta, locked = 0, 0, 0, 1
     outstanding = queue.outstanding
     preadv, pwritev, unpack = os.preadv, os.pwritev, _header
@@ -74,10 +76,11 @@ def service(queue: Queue) -> bool:
     dirty: list[Chain] = []
     again, queue.again = queue.again, []
     more = False
+    hurry = queue.hurry
     ring.hush()
     try:
         for turn in range(ROUNDS + 1):
-            more = turn == ROUNDS
+            more = turn == ROUNDS or (hurry[0] != 0 and not again)
             if more:
                 break
             taken = again or (() if queue.held else ring.take())
@@ -103,9 +106,18 @@ def service(queue: Queue) -> bool:
                         kind, _, sector = unpack(view, header)
                         position = sector << 9
                         if length and not length & 511 and kind < 2 and (chain[6] & 2 == 0) == kind:
-                            if not start <= position < end:
-                                start, end, delta, locked = find(position)
-                            if start <= position and position + length <= end and not (kind and locked):
+                            stop = position + length
+                            if position < start or stop > end:
+                                number = position >> granule
+                                if (
+                                    number < granules
+                                    and stop <= (number + 1) << granule
+                                    and (delta := deltas[number]) != HOLE
+                                ):
+                                    start, end, locked = number << granule, (number + 1) << granule, 0
+                                else:
+                                    start, end, delta, locked = find(position)
+                            if start <= position and stop <= end and not (kind and locked):
                                 if synchronous:
                                     try:
                                         if kind:

@@ -42,7 +42,7 @@ class Queue:
     ``used_log`` = guest physical address of the used ring for the dirty log, or None. ``broken`` = why nothing more is
     taken. ``again`` = what an earlier worker took and did not give back. ``held`` = do that, but take nothing new.
     ``patience`` = seconds to look into the empty ring, ``alone`` = no other queue of this worker had something too.
-    ``taken`` = when the requests that are being started were taken.
+    ``taken`` = when the requests that are being started were taken. ``hurry``: not 0 when a command waits.
     """
 
     __slots__ = (
@@ -61,6 +61,7 @@ class Queue:
         "waiting_since",
         "alone",
         "taken",
+        "hurry",
     )
 
     def __init__(
@@ -82,6 +83,7 @@ class Queue:
         self.waiting_since = 0.0
         self.alone = True
         self.taken = 0.0
+        self.hurry: memoryview | bytes = b"\0"
 
     def signal(self) -> None:
         """Notify the driver."""

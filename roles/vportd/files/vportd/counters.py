@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The counters of a vport: memory that both of its workers and the engine share.
 
-First the queues of all LUNs on path ``pf``, then those on path ``vf``, then a page with one word for each path: while
-that is not 0, the worker says once when it has something to do. So whoever looks at the counters need not look again
-and again at those of an idle vport.
+First the queues of all LUNs on path ``pf``, then those on path ``vf``, then a page with two words for each path. While
+the first is not 0, the worker says once when it has something to do, so that whoever looks at the counters need not
+look again and again at those of an idle vport. When the second is not 0, a command waits that is worth an interruption.
 """
 
 import mmap
@@ -32,11 +32,12 @@ _PATH_SIZE = LUNS * QUEUES * COUNTERS_SIZE
 SIZE = len(PATHS) * _PATH_SIZE + mmap.PAGESIZE
 
 
-def part(memory: memoryview, path: str) -> tuple[memoryview, memoryview]:
-    """Return the bytes of one path's queues, and its word, of all the memory."""
+def part(memory: memoryview, path: str) -> tuple[memoryview, memoryview, memoryview]:
+    """Return the bytes of one path's queues, and its two words, of all the memory."""
     at = PATHS.index(path)
-    begin, word = at * _PATH_SIZE, len(PATHS) * _PATH_SIZE + at * 8
-    return memory[begin : begin + _PATH_SIZE], memory[word : word + 8].cast("Q")
+    begin, word = at * _PATH_SIZE, len(PATHS) * _PATH_SIZE + at * 16
+    words = memory[word : word + 16].cast("Q")
+    return memory[begin : begin + _PATH_SIZE], words[:1], words[1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Counters:
         memory = memoryview(mmap.mmap(self.fd, SIZE))
         self._words = {path: part(memory, path)[0].cast("Q") for path in PATHS}
         self._wake = [part(memory, path)[1] for path in PATHS]
+        self.hurry = {path: part(memory, path)[2] for path in PATHS}
 
     def word(self, path: str, lun: int, queue: int, word: int) -> int:
         """Return one word of one queue."""

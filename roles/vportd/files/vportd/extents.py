@@ -3,6 +3,7 @@
 way D1, D2).
 """
 
+import functools
 import itertools
 import operator
 import struct
@@ -12,6 +13,8 @@ from collections import Counter
 
 from vportd.extent_table import Extent, ExtentTable
 
+HOLE = -(1 << 63)  # in ``deltas``: look it up in the rows
+GRANULES = 4  # granules an extent that ``deltas`` may have, on average
 STEPS = 8  # extents of one bucket that are looked at one after the other
 Row = tuple[int, int, int, int]  # start, end, delta, locked
 
@@ -28,9 +31,13 @@ class Extents:
     ``first[n]`` says how many extents start before byte ``n << shift``, so the one that holds a byte is the last that
     starts in its bucket, or one of the few before. Where extents crowd in some buckets, ``starts`` is there for a
     binary search.
+
+    ``deltas`` is the shortest way, for extents that begin and end on multiples of a granule of ``1 << granule`` bytes,
+    as those of LVM do: ``deltas[n]`` is what is added to a byte of granule n, or HOLE where nothing is, or where it is
+    read-only. It is empty where that would take too many granules.
     """
 
-    __slots__ = ("rows", "count", "starts", "first", "shift", "capacity")
+    __slots__ = ("rows", "count", "starts", "first", "shift", "capacity", "deltas", "granule")
 
     def __init__(self, extents: list[Extent] | ExtentTable, readonly: bool) -> None:
         """``extents`` are ``(start, physical, length, read-only)`` in bytes, without an overlap."""
@@ -49,11 +56,33 @@ class Extents:
         self.first = array("I", itertools.accumulate(counts, initial=0))
         self.starts = table.starts if max(starting.values(), default=0) > STEPS else array("q")
 
+        self.deltas, self.granule = self._granules(table, rows)
+
+    def _granules(self, table: ExtentTable, rows: "array[int]") -> tuple["array[int]", int]:
+        every = functools.reduce(operator.or_, table.starts, 0) | functools.reduce(operator.or_, table.lengths, 0)
+        granule = max((every & -every).bit_length() - 1, 0)
+        wanted = self.capacity >> granule
+        if wanted > GRANULES * self.count:
+            return array("q"), 0
+        deltas = array("q", [HOLE]) * wanted
+        if wanted == self.count:  # each extent is one granule, and there is no hole
+            deltas = rows[2::4]
+            if 1 in rows[3::4]:
+                deltas = array(
+                    "q", [HOLE if locked else delta for delta, locked in zip(deltas, rows[3::4], strict=True)]
+                )
+            return deltas, granule
+        for start, end, delta, locked in struct.iter_unpack("<qqqq", self.rows):
+            if not locked:
+                first, last = start >> granule, end >> granule
+                deltas[first:last] = array("q", [delta]) * (last - first)
+        return deltas, granule
+
     def pack(self) -> tuple[dict[str, int], bytes]:
         """Return what ``unpack`` takes: the sizes, and everything else."""
         sizes = {"count": self.count, "first": len(self.first), "starts": len(self.starts), "shift": self.shift}
-        sizes["capacity"] = self.capacity
-        return sizes, b"".join((self.rows, self.first.tobytes(), self.starts.tobytes()))
+        sizes |= {"capacity": self.capacity, "deltas": len(self.deltas), "granule": self.granule}
+        return sizes, b"".join((self.rows, self.first.tobytes(), self.starts.tobytes(), self.deltas.tobytes()))
 
     @classmethod
     def unpack(cls, sizes: dict[str, int], content: memoryview) -> "Extents":
@@ -61,11 +90,13 @@ class Extents:
         self = cls.__new__(cls)
         self.count, self.shift, self.capacity = sizes["count"], sizes["shift"], sizes["capacity"]
         self.rows = bytes(content[: 32 * self.count])
-        self.first, self.starts = array("I"), array("q")
+        self.first, self.starts, self.deltas, self.granule = array("I"), array("q"), array("q"), sizes["granule"]
         at = 32 * self.count
         end = at + self.first.itemsize * sizes["first"]
         self.first.frombytes(content[at:end])
-        self.starts.frombytes(content[end : end + 8 * sizes["starts"]])
+        at = end + 8 * sizes["starts"]
+        self.starts.frombytes(content[end:at])
+        self.deltas.frombytes(content[at : at + 8 * sizes["deltas"]])
         return self
 
     def find(self, start: int) -> int:

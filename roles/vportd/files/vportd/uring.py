@@ -32,6 +32,7 @@ _SETUP_CLAMP = 1 << 4
 _ENTER_GETEVENTS = 1
 _REGISTER_FILES = 2
 _SQE = struct.Struct("<BBHiQQIIQQQQ")  # opcode, flags, ioprio, fd, off, addr, len, op flags, user_data, rest
+_pack_sqe, _cqe = _SQE.pack_into, struct.Struct("<Qi").unpack_from
 _IOVEC = struct.Struct("=QQ")
 _IOV_MAX = 128
 _ENTRIES = 256
@@ -47,8 +48,13 @@ def _syscall(number: int, *arguments: int) -> int:
     return result
 
 
+# syscall(2) with its arguments converted once and for all: this one is made for each batch
+_enter = ctypes.CFUNCTYPE(ctypes.c_long, *[ctypes.c_long] * 7, use_errno=True)(("syscall", _libc))
+_from_buffer, _addressof = ctypes.c_char.from_buffer, ctypes.addressof
+
+
 def _address(view: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+    return _addressof(_from_buffer(view))
 
 
 class UringStorage(Storage):
@@ -100,6 +106,7 @@ class UringStorage(Storage):
         self._iovecs_at = _address(self._iovecs)
         self._pool = Pool()
         self._queued = 0
+        self._tail = words[self._sq_tail]
 
     @classmethod
     def probe(cls, fd: int, alignment: int, proofs: "list[int] | None" = None) -> "UringStorage | None":
@@ -122,6 +129,19 @@ class UringStorage(Storage):
         return storage
 
     def submit(self, token: Token, operation: int, offset: int, views: list[memoryview], length: int = 0) -> None:
+        if operation < FLUSH and len(views) == 1 and self._free:  # the common one, in line
+            view = views[0]
+            address, size = _addressof(_from_buffer(view)), len(view)
+            if not (address | size) & (self._alignment - 1):
+                slot = self._free.pop()
+                self._slots[slot] = (token, operation, offset, views, views, None, size)
+                code = _OP_READ if operation == READ else _OP_WRITE
+                tail = self._tail
+                at = (tail & self._sq_mask) * 64
+                _pack_sqe(self._sqes, at, code, 0, 0, self.fd, offset, address, size, 0, slot, 0, 0, 0)
+                self._tail = tail + 1 & 0xFFFFFFFF
+                self._queued += 1
+                return
         if not self._free:
             self._waiting.append((token, operation, offset, views, length))
             return
@@ -163,37 +183,48 @@ class UringStorage(Storage):
             for view in buffers:
                 _IOVEC.pack_into(self._iovecs, at, _address(view), len(view))
                 at += 16
-        tail = self._words[self._sq_tail]
-        _SQE.pack_into(
-            self._sqes, (tail & self._sq_mask) * 64, code, 0, 0, self.fd, offset, address, length, flags, slot, 0, 0, 0
-        )
-        fence()
-        self._words[self._sq_tail] = tail + 1 & 0xFFFFFFFF
+        tail = self._tail
+        at = (tail & self._sq_mask) * 64
+        _pack_sqe(self._sqes, at, code, 0, 0, self.fd, offset, address, length, flags, slot, 0, 0, 0)
+        self._tail = tail + 1 & 0xFFFFFFFF
         self._queued += 1
 
     def kick(self) -> None:
+        if not self._queued:
+            return
+        fence()
+        self._words[self._sq_tail] = self._tail
         while self._queued and not self._closed():
-            try:
-                self._queued -= _syscall(_SYS_ENTER, self.event_fd, self._queued, 0, 0, 0, 0)
-            except OSError as problem:
-                if problem.errno in (errno.EAGAIN, errno.EBUSY, errno.EINTR):
+            taken = _enter(_SYS_ENTER, self.event_fd, self._queued, 0, 0, 0, 0)
+            if taken < 0:
+                code = ctypes.get_errno()
+                if code in (errno.EAGAIN, errno.EBUSY, errno.EINTR):
                     break  # the kernel is short of room: the completions that are due come first
-                raise
+                raise OSError(code, os.strerror(code))
+            self._queued -= taken
 
     def reap(self) -> list[Completion]:
         words = self._words
         done: list[Completion] = []
         head = words[self._cq_head]
         tail = words[self._cq_tail]
+        if head == tail:
+            if self._queued:
+                self.kick()
+            return done
         fence()
+        ring, cqes, mask, slots, free = self._ring, self._cqes, self._cq_mask, self._slots, self._free
         while head != tail:
-            slot, result = struct.unpack_from("<Qi", self._ring, self._cqes + (head & self._cq_mask) * 16)
+            slot, result = _cqe(ring, cqes + (head & mask) * 16)
             head = head + 1 & 0xFFFFFFFF
-            entry = self._slots[slot]
+            entry = slots[slot]
             assert entry is not None
-            self._slots[slot] = None
-            self._free.append(slot)
+            slots[slot] = None
+            free.append(slot)
             token, operation, offset, views, buffers, bounce, size = entry
+            if bounce is None and result == size > 0 and operation < FLUSH:
+                done.append((token, result))
+                continue
             if operation < FLUSH:
                 total = sum(map(len, buffers))
                 if result in (-errno.EAGAIN, -errno.EINTR):

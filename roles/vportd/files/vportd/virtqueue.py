@@ -108,6 +108,7 @@ class Virtqueue:
 
         Chains found in flight always win over ``base``: they were taken, and their requests were not given back.
         """
+        self.used = self.used16[1]
         heads = self.region.recover(self.used)
         again = [(head, self.chain(head)) for head in heads]
         if heads or base is None:

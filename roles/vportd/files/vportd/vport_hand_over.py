@@ -92,7 +92,24 @@ class VportHandOver(VportWorkers):
             except WorkerDied:
                 continue
 
-    async def _move(self, path: str) -> float:
+    async def _prepare(self, path: str) -> WorkerClient | None:
+        """Give the worker of ``path``, which is suspended, the rings without their positions, while the other one still
+        serves them. Returns that worker, or None when it did not work, and is to be tried again without.
+        """
+        client = self._workers[path]
+        try:
+            if path == "pf":
+                for port in self.connected():
+                    await self._push_log(client, port)
+            for port, rings in self._running():
+                await self._start_rings(client, port, rings, prepare=True)
+        except (WorkerDied, WorkerRefused, TimeoutError):
+            client.kill()
+            await client.ended
+            return None
+        return client
+
+    async def _move(self, path: str, prepared: WorkerClient | None = None) -> float:
         """Carry the rings of a FROZEN vport to the worker of ``path``, still suspended. Returns the seconds.
 
         When the new worker fails, the old one still has everything, and RpcError is raised.
@@ -103,11 +120,14 @@ class VportHandOver(VportWorkers):
             if not self._alive(path):
                 await self._spawn(path)
             new = self._workers[path]
-            if path == "pf":
+            if path == "pf" and new is not prepared:
                 for port in self.connected():
                     await self._push_log(new, port)
             for port, rings in self._running():
-                await self._start_rings(new, port, rings)
+                if new is prepared:
+                    await self._place_rings(new, port, rings)
+                else:
+                    await self._start_rings(new, port, rings)
         except (WorkerDied, WorkerRefused, TimeoutError) as problem:
             if self._alive(path):
                 self._workers[path].kill()
@@ -163,17 +183,19 @@ class VportHandOver(VportWorkers):
         if not self._alive(path):
             await self._spawn(path)
         self._target = path
+        prepared = await self._prepare(path) if path != self.path else None
         began = time.monotonic()
         try:
             report["outstanding"], report["drain_seconds"] = await self._freeze(timeout)
             report["state_before"] = self.queue_state()
             if self.path != path:
-                report["transfer_seconds"] = await self._move(path)
+                report["transfer_seconds"] = await self._move(path, prepared)
             report["state_after"] = self.queue_state()
         except RpcError:
             self._target = self.path
             if self.state == "FROZEN":
                 await self._thaw()
+            await self._let_go()
             raise
         resuming = time.monotonic()
         await self._thaw()

@@ -67,6 +67,7 @@ class VportWorkers(VportRecord):
             lambda message: self._on_event(path, message),
             lambda: self._on_exit(path),
         )
+        client.hurry = self.counters.hurry[path]
         faults = [] if config.faults is None else [os.open(config.faults, os.O_RDONLY | os.O_CLOEXEC)]
         gate = self.leases.gate.reader()
         try:
@@ -137,8 +138,10 @@ class VportWorkers(VportRecord):
         fds, size, offset = ([log.fd], log.size, log.offset) if log is not None else ([], 0, 0)
         await client.call("log", fds, ANSWER_TIMEOUT, lun=port.lun.lun, size=size, offset=offset, used=used)
 
-    async def _start_rings(self, client: WorkerClient, port: LunPort, rings: list[Ring]) -> None:
-        """Give rings of one LUN to a worker. A ring that its driver has broken stays without one."""
+    async def _start_rings(self, client: WorkerClient, port: LunPort, rings: list[Ring], prepare: bool = False) -> None:
+        """Give rings of one LUN to a worker; to ``prepare`` is to leave out their positions, for ``_place_rings``. A
+        ring that its driver has broken stays without a worker.
+        """
         front = port.front
         if front is None or not rings:
             return
@@ -161,8 +164,20 @@ class VportWorkers(VportRecord):
                 }
             )
         answer = await client.call(
-            "start", fds, ANSWER_TIMEOUT, lun=port.lun.lun, features=front.features, queues=records
+            "start", fds, ANSWER_TIMEOUT, lun=port.lun.lun, features=front.features, queues=records, prepare=prepare
         )
+        if not prepare:
+            self._started(port, answer)
+
+    async def _place_rings(self, client: WorkerClient, port: LunPort, rings: list[Ring]) -> None:
+        """Tell a worker the positions of rings that it is prepared for."""
+        places = [[ring.index, ring.base] for ring in rings]
+        self._started(port, await client.call("place", timeout=ANSWER_TIMEOUT, lun=port.lun.lun, queues=places))
+
+    def _started(self, port: LunPort, answer: dict[str, Any]) -> None:
+        front = port.front
+        if front is None:
+            return
         for index, why in answer["broken"]:
             front.rings[index].broken = why
             front.rings[index].running = False

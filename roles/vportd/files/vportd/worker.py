@@ -70,7 +70,8 @@ class Worker(WorkerQueues):
         self.gate = Watch(gate_fd)
         journal.name_process(f"vportd[{message['vport']}/{message['path']}]")
         self.vport = message["vport"]
-        self.counters, self.wake = counters.part(memoryview(mmap.mmap(counters_fd, 0)), message["path"])
+        shared = memoryview(mmap.mmap(counters_fd, 0))
+        self.counters, self.wake, self.hurry = counters.part(shared, message["path"])
         os.close(counters_fd)
         latency = message["latency"]
         self.storage = make_storage(
@@ -114,7 +115,7 @@ class Worker(WorkerQueues):
         poll = self.epoll.poll
         kicks = self.kicks
         ready = self.ready
-        wake = self.wake
+        wake, hurry = self.wake, self.hurry
         gate = self.gate
         kept: list[Completion] = []
         allowed = True
@@ -123,7 +124,10 @@ class Worker(WorkerQueues):
                 timeout = 0 if ready else gate.idle(errors.timeout(storage.timeout()))
             else:  # until the engine says that there is a new grant
                 timeout = gate.idle(storage.timeout())
-            for fd, _ in poll(timeout):
+            events = poll(timeout)
+            if hurry[0]:  # the command that it is for is among the events
+                hurry[0] = 0
+            for fd, _ in events:
                 queue = kicks.get(fd)
                 if queue is not None:
                     if not self.suspended and queue not in self.stopping:
@@ -148,6 +152,11 @@ class Worker(WorkerQueues):
                     ready.discard(queue)
                 if queue.broken is not None and queue not in self.told_broken:
                     self._tell_broken(queue)
+            if allowed and not storage.synchronous:  # what was begun just now may be done already
+                kept = storage.reap()
+                if kept and (allowed := gate.open()):
+                    self._completed(kept)
+                    kept = []
             if self.suspending is not None or self.stopping:
                 self._drained()
 

@@ -19,7 +19,7 @@ from vportd.errors import ChannelClosed, WorkerDied, WorkerRefused
 Message = dict[str, Any]
 
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from vportd.worker import main; main()"
-_PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_PACKAGES = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # also when a link to it is set anew
 _CONTROL_FD, _LOCK_FD, _PROOF_FD = 3, 4, 5
 CLOSE_TIMEOUT = 5.0
 PROOFS = [_LOCK_FD, _PROOF_FD]  # what a worker's io_uring keeps open until its I/O is done
@@ -48,6 +48,7 @@ class WorkerClient:
         self.ended = self._loop.create_future()
         self.gone: asyncio.Future[None] = self._loop.create_future()
         self.failed = False
+        self.hurry: memoryview | None = None  # set to 1 when a suspend has been sent
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._proof, proof = os.pipe2(os.O_CLOEXEC)
         copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (theirs.fileno(), lock_fd, proof)]
@@ -98,6 +99,8 @@ class WorkerClient:
         try:
             try:
                 channel.send(self._socket, {"id": number, "do": do, **fields}, fds or [])
+                if do == "suspend" and self.hurry is not None:
+                    self.hurry[0] = 1
             except ChannelClosed as problem:
                 raise WorkerDied(f"{self.who} has closed its control channel") from problem
             except BlockingIOError as problem:

@@ -33,6 +33,7 @@ class WorkerQueues:
     errors: StorageErrors
     counters: memoryview  # of all queues on this path
     wake: memoryview  # not 0: say so when there is something to do
+    hurry: memoryview  # not 0: look for a command
 
     def __init__(self) -> None:
         self.epoll = select.epoll()
@@ -43,6 +44,7 @@ class WorkerQueues:
         self.suspending: int | None = None  # id of the suspend command that waits for its answer
         self.stopping: dict[Queue, int] = {}  # queue -> id of the stop command that waits
         self.told_broken: set[Queue] = set()
+        self.prepared: set[Queue] = set()  # all is there but the position
 
     def send(self, message: "Message") -> None:
         """Send a message to the engine."""
@@ -106,7 +108,8 @@ class WorkerQueues:
 
     def do_start(self, message: "Message", fds: list[int]) -> "Message":
         """Start queues of one LUN. ``fds`` = for each queue: in-flight region, kick, and call when ``call``. Answers
-        positions, and rings that are broken.
+        positions, and rings that are broken. ``prepare``: all but the start, for another worker still serves them;
+        ``do_place`` follows.
         """
         device = self.devices[message["lun"]]
         if device.memory is None:
@@ -134,8 +137,10 @@ class WorkerQueues:
                 at = (device.lun * QUEUES + index) * COUNTERS_SIZE
                 queue = Queue(device, index, ring, kick, call, self.counters[at : at + COUNTERS_SIZE])
                 queue.counters[HELD] = 0
+                queue.hurry = self.hurry
                 queue.used_log = record["used_log"]
-                queue.again = ring.start(record["base"])
+                if not message["prepare"]:
+                    queue.again = ring.start(record["base"])
                 os.set_blocking(kick, False)
                 if call >= 0:
                     os.set_blocking(call, False)
@@ -149,10 +154,35 @@ class WorkerQueues:
                 os.close(inflight)
             device.queues[index] = queue
             self.kicks[kick] = queue
+            if message["prepare"]:
+                self.prepared.add(queue)
+                continue
             queue.publish()
             positions.append([index, ring.last_avail, ring.used, len(queue.again)])
             if not self.suspended:
                 self._wake(queue)
+        self._mark_used_rings(device)
+        return {"queues": positions, "broken": broken}
+
+    def do_place(self, message: "Message", fds: list[int]) -> "Message":
+        """Start queues of one LUN that were prepared, while this worker is suspended. Answers as ``do_start`` does."""
+        device = self.devices[message["lun"]]
+        positions = []
+        broken = []
+        for index, base in message["queues"]:
+            queue = device.queues.get(index)
+            if queue not in self.prepared:
+                raise VportdError(f"LUN {device.lun} queue {index} is not prepared")
+            self.prepared.discard(queue)
+            try:
+                queue.again = queue.ring.start(base)
+            except VportdError as problem:
+                self.remove(queue)
+                broken.append([index, str(problem)])
+                journal.warning(f"LUN {device.lun} queue {index} does not start: {problem}")
+                continue
+            queue.publish()
+            positions.append([index, queue.ring.last_avail, queue.ring.used, len(queue.again)])
         self._mark_used_rings(device)
         return {"queues": positions, "broken": broken}
 
@@ -217,6 +247,8 @@ class WorkerQueues:
             self.send({"id": self.suspending, "error": "resumed"})
             self.suspending = None
         self.suspended = False
+        for queue in tuple(self.prepared):  # it has no position, so it must not be served
+            self.remove(queue)
         for device in self.devices.values():
             for queue in device.queues.values():
                 self._wake(queue)
@@ -270,6 +302,7 @@ class WorkerQueues:
             os.close(queue.call_fd)
             queue.call_fd = -1
         self.ready.discard(queue)
+        self.prepared.discard(queue)
         self.stopping.pop(queue, None)
         self.told_broken.discard(queue)
         del queue.device.queues[queue.index]
