@@ -23,7 +23,14 @@ Runner = Callable[[list[str], "str | None"], "tuple[int, Any, Any]"]
 
 _NOT_FOUND = (126, 127)
 _TIMED_OUT = (124, 137)
-_PACKAGES = {"nvme": "nvme-cli", "lvs": "lvm2", "wipefs": "util-linux", "modprobe": "kmod"}
+_PACKAGES = {
+    "nvme": "nvme-cli",
+    "lvs": "lvm2",
+    "wipefs": "util-linux",
+    "modprobe": "kmod",
+    "qemu-img": "qemu-utils",
+    "qemu-system-x86_64": "qemu-system-x86",
+}
 
 
 @dataclass(frozen=True)

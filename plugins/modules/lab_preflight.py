@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Ansible module: whether this control node can run the lab."""
 
 from __future__ import annotations
@@ -99,10 +100,10 @@ SPEC = ArgumentSpec(
 
 def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     options = module.params
-    problems = _lab_preflight.problems(options["lab"], options["directory"], options["cache"], options["vms"])
+    problems = _lab_preflight.problems(host, options["lab"], options["directory"], options["cache"], options["vms"])
     if problems:
         raise Refused("the lab can't start: " + "; ".join(problems), problems=problems)
-    return {"changed": False, "qemu": ".".join(map(str, qemu_version()))}
+    return {"changed": False, "qemu": ".".join(map(str, qemu_version(host)))}
 
 
 def main() -> None:

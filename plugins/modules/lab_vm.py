@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Ansible module: a hypervisor VM of the lab."""
 
 from __future__ import annotations
@@ -287,7 +288,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     seconds = None
     if not module.check_mode:
         actions: dict[str, Callable[..., None]] = {
-            "create": lambda: _lab_vm.create(vm),
+            "create": lambda: _lab_vm.create(host, vm),
             "start": lambda: _lab_vm.start(vm),
             "stop": lambda force: _lab_vm.stop(vm, force),
             "remove": lambda: _lab_vm.remove(vm, options["logs"]),

@@ -72,7 +72,7 @@ def words(kind: Any) -> str:
     """Return an annotation in the words of JSON."""
     if isinstance(kind, types.UnionType):
         return " or ".join(words(one) for one in typing.get_args(kind))
-    return "null" if kind is type(None) else _WORDS[typing.get_origin(kind) or kind]
+    return "null" if kind is types.NoneType else _WORDS[typing.get_origin(kind) or kind]
 
 
 class RpcServer:
