@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: guest_exec
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Run a program in a virtual machine through its guest agent
 description:
   - Runs on the hypervisor that the virtual machine is on. The virtual machine needs QEMU's guest agent and the channel

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: lab_image
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Image of the lab's hypervisor and tenant VMs
 description:
   - Builds the Debian image that all lab hypervisors share, with mmdebstrap, and the small image of tenant VMs from the

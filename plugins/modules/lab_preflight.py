@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: lab_preflight
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Whether this control node can run the lab
 description:
   - Looks for everything that would keep the lab from starting, before anything is started, and lists it all at once.

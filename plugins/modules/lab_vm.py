@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: lab_vm
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: A hypervisor VM of the lab
 description:
   - A VM on the control node that serves as a hypervisor, with an emulated NVMe SR-IOV adapter, storage that it shares
