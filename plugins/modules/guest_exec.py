@@ -67,6 +67,8 @@ attributes:
       - Looks whether the virtual machine runs, and starts nothing.
   diff_mode:
     support: none
+    details:
+      - What a program changes is not known.
   idempotent:
     support: none
     details:
