@@ -94,6 +94,10 @@ def parsed(cli: Any, words: list[str]) -> Any:
         pytest.fail(f"{words[0]} does not understand: {shlex.join(words)}")
 
 
+def check_inventories(arguments: Any) -> None:
+    assert [name for name in arguments.inventory or () if not (ROOT / name).exists()] == []
+
+
 def run(words: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
     environment |= {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
@@ -106,14 +110,15 @@ def check_make(words: list[str]) -> None:
 
 
 def check_playbook(words: list[str]) -> None:
-    parsed(PlaybookCLI, words)
+    check_inventories(parsed(PlaybookCLI, words))
     run(["ansible-playbook", "--syntax-check", *words[1:]])
 
 
 def check_adhoc(words: list[str]) -> None:
     arguments = parsed(AdHocCLI, words)
+    check_inventories(arguments)
     if arguments.module_name.startswith(PREFIX):
-        given = arguments.module_args
+        given = arguments.module_args or ""
         options = (
             json.loads(given) if given.startswith("{") else dict(word.split("=", 1) for word in shlex.split(given))
         )
@@ -130,7 +135,7 @@ def check_galaxy(words: list[str]) -> None:
 
 
 def check_inventory(words: list[str]) -> None:
-    parsed(InventoryCLI, words)
+    check_inventories(parsed(InventoryCLI, words))
     run(words)
 
 
