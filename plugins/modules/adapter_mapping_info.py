@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: adapter_mapping_info
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Read the mappings of vports
 description:
   - Reads from C(vportd) which vdisk is which LUN of which vport, and on which regions of the physical storage it lies.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: hypervisor_info
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Read what a hypervisor is, has and can do
 description:
   - Reads everything about a hypervisor that decides whether it can serve this collection, and whether a virtual machine
@@ -199,6 +199,7 @@ domain_reason:
   description: Why the virtual machine could not be read, if so.
   returned: success
   type: str
+  sample: there is no virtual machine web1 on this host
 peers:
   description: Of each of O(peers) C(ssh), C(migration_port) and C(libvirt), with C(reachable), C(seconds), C(reason).
   returned: success

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: lab_vm_info
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Read the hypervisor VMs of a lab
 description:
   - Reads on the control node which VMs a lab has, which of them run, and how they are reached.

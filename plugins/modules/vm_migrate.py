@@ -192,6 +192,7 @@ progress:
   returned: when a migration fails
   type: list
   elements: dict
+  sample: []
 vports:
   description: The vports whose LUNs are disks of the virtual machine, as far as it was on this host.
   returned: success

@@ -111,7 +111,8 @@ def test_its_manifest_tells_version_and_dependencies(installed: Installed) -> No
 
 @pytest.mark.parametrize("playbook", PLAYBOOKS)
 def test_a_playbook_is_found_by_name_from_anywhere(installed: Installed, playbook: str) -> None:
-    found = installed.run("ansible-playbook", "--syntax-check", f"iovlab.storage.{playbook}")
+    given = ("-e", "vm=web1", "-e", "to=server2", "-e", "host=server1")
+    found = installed.run("ansible-playbook", "--syntax-check", *given, f"iovlab.storage.{playbook}")
     assert "playbook:" in found
 
 
