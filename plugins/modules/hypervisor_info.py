@@ -25,8 +25,8 @@ options:
     type: str
   cpu:
     description:
-      - CPU of a virtual machine, as RV(domain.cpu.xml) was on its hypervisor; whether this one can run it is
-        RV(libvirt.runs_cpu).
+      - CPU of a virtual machine, as C(cpu.xml) of RV(domain) was on its hypervisor; whether this one can run it is
+        C(runs_cpu) of RV(libvirt).
     type: str
   machine:
     description:

@@ -213,7 +213,7 @@ def test_commands_in_sentences_exist(page: Path) -> None:
         if words[0] == "make":
             assert words[1] in targets, f"there is no `{code}`"
         elif "--help" not in words:
-            check_vportctl([*words, "x"] if words[1:] in (["show"], ["mapping"], ["state"]) else words)
+            check_vportctl([*words, "x"] if words[1:] in (["show"], ["mapping"], ["state"], ["policy"]) else words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
