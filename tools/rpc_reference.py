@@ -48,8 +48,8 @@ def section() -> str:
 def main() -> int:
     """Return the exit status."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    before, __, rest = text.partition(BEGIN)
+    __, __, after = rest.partition(END)
     wanted = f"{before}{BEGIN}{section()}{END}{after}"
     if "--write" in sys.argv[1:]:
         DOCUMENT.write_text(wanted, encoding="utf-8")

@@ -54,7 +54,7 @@ class Recipe:
 
 
 def _files(root: str) -> Iterator[tuple[str, int]]:
-    for directory, _, names in os.walk(root):
+    for directory, __, names in os.walk(root):
         for name in names:
             path = os.path.join(directory, name)
             yield path, os.stat(path).st_mode

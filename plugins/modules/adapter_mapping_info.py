@@ -116,7 +116,7 @@ def _described(record: Mapping[str, Any], mapping: Mapping[str, Any]) -> dict[st
         {
             **lun,
             "address": f"{name}:{lun['lun']}",
-            "capacity": max((start + length for start, _physical, length, *_ in lun["extents"]), default=0),
+            "capacity": max((start + length for start, _physical, length, *__ in lun["extents"]), default=0),
         }
         for lun in mapping["luns"]
     ]

@@ -198,7 +198,7 @@ def test_info_tells_the_vms_of_a_lab_and_how_to_reach_them(tmp_path: Path) -> No
             assert own.stdout is not None
             own.stdout.readline()
             Path(vm.path("qemu.pid")).write_text(str(own.pid))
-            (running, _) = _lab_vm.vms_in(str(tmp_path))
+            (running, __) = _lab_vm.vms_in(str(tmp_path))
         finally:
             own.kill()
     assert (running["state"], running["pid"]) == ("started", own.pid)

@@ -123,7 +123,7 @@ class Worker(WorkerQueues):
                 timeout = 0 if ready else gate.idle(errors.timeout(storage.timeout()))
             else:  # until the engine says that there is a new grant
                 timeout = gate.idle(storage.timeout())
-            for fd, _ in poll(timeout):
+            for fd, __ in poll(timeout):
                 queue = kicks.get(fd)
                 if queue is not None:
                     if not self.suspended and queue not in self.stopping:
