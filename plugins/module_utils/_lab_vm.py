@@ -370,12 +370,12 @@ def wait_for_ssh(vm: LabVm, key: str, host_key: str, timeout: float) -> float:
                 "127.0.0.1", port=vm.ssh_port, username="root", key_filename=key, look_for_keys=False,
                 allow_agent=False, timeout=10, banner_timeout=15, auth_timeout=30,
             )  # fmt: skip
-            __, output, __ = client.exec_command("systemctl is-system-running --wait", timeout=timeout)
+            output = client.exec_command("systemctl is-system-running --wait", timeout=timeout)[1]
             said = f"systemd says {output.read().decode().strip()}"
             if output.channel.recv_exit_status() == 0:
                 return time.monotonic() - began
             if "degraded" in said:
-                __, output, __ = client.exec_command("systemctl --failed --no-legend --plain", timeout=60)
+                output = client.exec_command("systemctl --failed --no-legend --plain", timeout=60)[1]
                 raise CommandFailed(
                     f"lab VM {vm.name} booted with failed units ({output.read().decode().strip()}); "
                     f"its console is in {vm.path('console.log')}"
