@@ -63,7 +63,7 @@ class Host:
         """The real machine, for a program of its own."""
 
         def run(arguments: list[str], encoding: str | None) -> tuple[int, Any, Any]:
-            done = subprocess.run(
+            done = subprocess.run(  # pylint: disable=ansible-bad-function # there is no module
                 arguments, capture_output=True, env=os.environ | _environment(), stdin=subprocess.DEVNULL, check=False
             )
             if encoding is None:

@@ -77,7 +77,7 @@ def points(line: str) -> list[list[tuple[float, float]]]:
 
 def test_each_phase_lies_at_its_time(run: Run) -> None:
     bars = lane(drawn(run), "Phases")["bars"]
-    assert [bar["x"] for bar in bars] == pytest.approx([x(0), x(2), x(3), x(20), x(20.5)], abs=0.01)
+    assert [one["x"] for one in bars] == pytest.approx([x(0), x(2), x(3), x(20), x(20.5)], abs=0.01)
     assert bars[2]["width"] == pytest.approx(x(19.25) - x(3), abs=0.02)
     assert bars[2]["text"] == "3 live migration"
     assert bars[1]["width"] == 1.5, "ten milliseconds can still be seen"
@@ -86,12 +86,12 @@ def test_each_phase_lies_at_its_time(run: Run) -> None:
 
 def test_the_path_is_shown_by_hypervisor(run: Run) -> None:
     picture = drawn(run)
-    here = [(bar["kind"], bar["text"]) for bar in lane(picture, "Path on hv1")["bars"]]
-    there = [(bar["kind"], bar["text"]) for bar in lane(picture, "Path on hv2")["bars"]]
+    here = [(one["kind"], one["text"]) for one in lane(picture, "Path on hv1")["bars"]]
+    there = [(one["kind"], one["text"]) for one in lane(picture, "Path on hv2")["bars"]]
     assert here == [("vf", "VF 01:00.1"), ("pf", "PF"), ("fenced", "fenced")]
     assert there == [("waiting", "waits for the VM"), ("pf", "PF"), ("vf", "VF 01:00.2")]
     bars = lane(picture, "Path on hv2")["bars"]
-    assert [bar["x"] for bar in bars] == pytest.approx([x(1), x(19), x(20)], abs=0.01)
+    assert [one["x"] for one in bars] == pytest.approx([x(1), x(19), x(20)], abs=0.01)
 
 
 def test_a_vm_that_stays_on_the_pf_is_shown_there_to_the_end(run: Run) -> None:
@@ -112,8 +112,8 @@ def test_a_vm_that_never_left_is_not_shown_elsewhere(run: Run) -> None:
     run["vports"]["after"]["hv2"]["history"] = run["vports"]["after"]["hv2"]["history"][:1]
     run["samples"]["hv2"] = [idle(second + 0.5) for second in range(2, 23)]
     picture = drawn(run)
-    assert [bar["kind"] for bar in lane(picture, "Path on hv2")["bars"]] == ["waiting"]
-    assert [bar["kind"] for bar in lane(picture, "Path on hv1")["bars"]] == ["vf", "pf"]
+    assert [one["kind"] for one in lane(picture, "Path on hv2")["bars"]] == ["waiting"]
+    assert [one["kind"] for one in lane(picture, "Path on hv1")["bars"]] == ["vf", "pf"]
 
 
 def test_samples_are_of_the_hypervisor_that_has_the_vm(run: Run) -> None:

@@ -116,10 +116,10 @@ def record(engine, offset=LEASE):
         return unpack(file.read(4096))
 
 
-def make(engine, incoming=False, luns=LUNS, name="vp0"):
+def make(engine, incoming=False, luns=None, name="vp0"):
     rpc = engine.rpc()
     rpc.vport_create(vport=name, incoming=incoming)
-    rpc.mapping_set(vport=name, luns=luns)
+    rpc.mapping_set(vport=name, luns=LUNS if luns is None else luns)
     return rpc
 
 
