@@ -35,8 +35,12 @@ help: ## List the targets
 	@echo "More arguments go in ARGS, as in: make migrate ARGS='-e key=value'"
 
 .PHONY: setup
-setup: ## Install what is missing: Debian packages, .venv, collection link
+setup: ## Install what the lab and the playbooks need: Debian packages, .venv, collection link
 	@tools/setup
+
+.PHONY: setup-dev
+setup-dev: ## Install what tests and checks need too
+	@tools/setup dev
 
 .PHONY: demo
 demo: setup ## Build a lab, provision it and migrate a VM live, in one go
@@ -81,48 +85,69 @@ return: setup ## Bring back the VMs that evacuate moved away (host=HYPERVISOR)
 	ansible-playbook playbooks/return.yml $(call given,host) $(ARGS)
 
 .PHONY: test
-test: ## Everything CI runs: setup, lint, unit, molecule
-	@tools/stages setup lint unit molecule
+test: ## Everything CI runs: setup, lint, sanity, galaxy, docs, unit, molecule
+	@tools/stages setup-dev lint sanity galaxy docs unit molecule
 
 .PHONY: lint
-lint: setup ## Check code, types, YAML, roles and shell scripts
+lint: setup-dev ## Check code, types, YAML, roles and shell scripts
 	ruff check
 	ruff format --check
 	mypy $(TYPED)
 	yamllint --strict .
 	ANSIBLE_HOME=$(CURDIR)/build/ansible ansible-lint --strict --nocolor
 	$(SOURCES) | xargs -0 awk 'FNR == 1 && /^#!.*[\/ ](ba)?sh$$/ { print FILENAME } { nextfile }' | xargs -r shellcheck
+	reuse lint --quiet || { reuse lint; exit 1; }
+	antsibull-changelog lint
+
+.PHONY: sanity
+sanity: setup-dev ## Run ansible-test sanity, without an ignored finding, and check the plugins' documentation
+	tools/sanity
+
+.PHONY: galaxy
+galaxy: setup-dev ## Build the collection's artifact, build/galaxy/, and check it as Galaxy does
+	rm -rf build/galaxy
+	mkdir -p build/galaxy
+	ansible-galaxy collection build --output-path build/galaxy
+	cd build/galaxy && env -u ANSIBLE_CONFIG -u ANSIBLE_COLLECTIONS_PATH python -m galaxy_importer.main iovlab-storage-*.tar.gz
+
+.PHONY: docs
+docs: setup-dev ## Build the documentation as a site, build/docs/html
+	tools/docs
+
+.PHONY: changelog
+changelog: setup-dev ## Take the fragments into CHANGELOG.md, under the version in galaxy.yml
+	antsibull-changelog release --update-existing --reload-plugins --refresh-plugins
 
 .PHONY: unit
-unit: setup ## Run the unit tests
+unit: setup-dev ## Run the unit tests
 	pytest $(ARGS)
 
 .PHONY: molecule
-molecule: setup ## Run the Molecule scenarios on one lab (SCENARIO='default migrate faults')
+molecule: setup-dev ## Run the Molecule scenarios on one lab (SCENARIO='default migrate faults')
 	@tools/scenarios $(SCENARIO)
 
 .PHONY: soak
-soak: setup ## The same tests with longer loops (SOAK=5 times), then the demo again and again on one lab
+soak: setup-dev ## The same tests with longer loops (SOAK=5 times), then the demo again and again on one lab
 	IOVLAB_SOAK=$(SOAK) pytest
 	IOVLAB_SOAK=$(SOAK) $(MAKE) molecule
 	for run in $$(seq $(SOAK)); do echo "=== soak: demo $$run of $(SOAK)"; $(MAKE) demo; done
 	$(MAKE) demo-down
 
 .PHONY: bench
-bench: setup ## Measure vportd against qemu-storage-daemon (QUICK=1: under 3 minutes)
+bench: setup-dev ## Measure vportd against qemu-storage-daemon (QUICK=1: under 3 minutes)
 	python -m tests.bench $(if $(QUICK),--quick) $(ARGS)
 
 .PHONY: bench-migrate
-bench-migrate: setup ## Measure migrations against plain libvirt with qemu-storage-daemon (ROUNDS=3), on the Molecule lab
+bench-migrate: setup-dev ## Measure migrations against plain libvirt with qemu-storage-daemon (ROUNDS=3), on the Molecule lab
 	MOLECULE_PROJECT_DIRECTORY=$(CURDIR) python -m tests.bench.migrate $(ROUNDS)
 	molecule destroy -s default
 
 .PHONY: fuzz
-fuzz: setup ## Fuzz the ring and the protocol of vportd, by coverage (FUZZ=60 seconds each)
+fuzz: setup-dev ## Fuzz the ring and the protocol of vportd, by coverage (FUZZ=60 seconds each)
 	python -m tests.fuzz ring $(FUZZ)
 	python -m tests.fuzz protocol $(FUZZ)
 
 .PHONY: clean
 clean: ## Remove .venv, caches and logs (a lab is removed by lab-down)
-	rm -rf .venv .ansible .hypothesis build/collections build/log build/ansible build/*_cache build/hypothesis
+	rm -rf .venv .ansible .hypothesis build/collections build/log build/ansible build/*_cache build/hypothesis build/sanity build/docs build/galaxy
 	find . -name __pycache__ -type d -not -path './build/*' -prune -exec rm -rf {} +

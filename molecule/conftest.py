@@ -73,7 +73,7 @@ def module() -> Callable[..., dict[str, Any]]:
             "--one-line",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, cwd=PROJECT)
-        status, _, result = done.stdout.partition("=>")
+        status, __, result = done.stdout.partition("=>")
         assert result, done.stdout + done.stderr
         parsed: dict[str, Any] = json.JSONDecoder().raw_decode(result.lstrip())[0]
         assert "Traceback" not in result, result

@@ -93,7 +93,7 @@ def serve(fuse: int, backing: int, latency: float) -> None:
             if problem.errno == errno.ENODEV:  # unmounted
                 return
             raise
-        _, code, unique, *_ = _IN.unpack_from(buffer)
+        __, code, unique, *__ = _IN.unpack_from(buffer)
         body: Any = b""
         error = 0
         if code in (_FORGET, _BATCH_FORGET, _INTERRUPT):
@@ -106,7 +106,7 @@ def serve(fuse: int, backing: int, latency: float) -> None:
         elif code == _OPEN:
             body = struct.pack("<QII", 1, 0, 0)
         elif code in (_READ, _WRITE):
-            _, offset, count = struct.unpack_from("<QQI", buffer, 40)
+            __, offset, count = struct.unpack_from("<QQI", buffer, 40)
             if code == _READ:
                 body = os.pread(backing, count, offset)
             else:
@@ -143,7 +143,7 @@ class SlowFile:
             raise NoFuse(line)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *__: object) -> None:
         unmount(self.point)
         self.process.kill()
         self.process.wait(10)

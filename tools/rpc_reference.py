@@ -1,6 +1,5 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""tools/rpc_reference.py [--write]: the table of the RPC's methods, from the code, into docs/rpc.md.
+"""python tools/rpc_reference.py [--write]: the table of the RPC's methods, from the code, into docs/rpc.md.
 
 Without --write it only says, by its exit status, whether the table there is right.
 """
@@ -18,6 +17,7 @@ from vportd.errors import RpcError  # noqa: E402
 from vportd.rpc import MAX_LINE, METHODS, words  # noqa: E402
 
 DOCUMENT = ROOT / "docs/rpc.md"
+DEFAULTS = {None: "null", True: "true", False: "false"}
 BEGIN, END = "<!-- begin: made by tools/rpc_reference.py -->\n", "<!-- end -->\n"
 
 
@@ -26,7 +26,7 @@ def parameter(one: inspect.Parameter) -> str:
     shown = f"`{one.name}`: {words(one.annotation)}"
     if one.default is inspect.Parameter.empty:
         return shown
-    return f"{shown}, `{ {None: 'null', True: 'true', False: 'false'}.get(one.default, one.default) }` if left out"
+    return f"{shown}, `{DEFAULTS.get(one.default, one.default)}` if left out"
 
 
 def methods() -> str:
@@ -48,13 +48,13 @@ def section() -> str:
 def main() -> int:
     """Return the exit status."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    before, __, rest = text.partition(BEGIN)
+    __, __, after = rest.partition(END)
     wanted = f"{before}{BEGIN}{section()}{END}{after}"
     if "--write" in sys.argv[1:]:
         DOCUMENT.write_text(wanted, encoding="utf-8")
     elif text != wanted:
-        print("docs/rpc.md is not what the code says: run tools/rpc_reference.py --write", file=sys.stderr)
+        print("docs/rpc.md is not what the code says: run python tools/rpc_reference.py --write", file=sys.stderr)
         return 1
     return 0
 

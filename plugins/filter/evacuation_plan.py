@@ -10,7 +10,7 @@ from ansible_collections.iovlab.storage.plugins.plugin_utils._evacuation import 
 
 DOCUMENTATION = r"""
 name: evacuation_plan
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Places for the virtual machines of a hypervisor
 description:
   - Spreads virtual machines over other hypervisors, by their memory and free VFs. Moves nothing.

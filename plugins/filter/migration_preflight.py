@@ -12,7 +12,7 @@ from ansible_collections.iovlab.storage.plugins.plugin_utils._preflight_migratio
 
 DOCUMENTATION = r"""
 name: migration_preflight
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Every reason to refuse a live migration, all at once
 description:
   - Judges what M(iovlab.storage.hypervisor_info) told about both hypervisors, before anything is touched.

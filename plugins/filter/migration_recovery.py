@@ -10,7 +10,7 @@ from ansible_collections.iovlab.storage.plugins.plugin_utils._recovery import mi
 
 DOCUMENTATION = r"""
 name: migration_recovery
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Steps that bring a half-finished migration to one end
 description:
   - Decides from what every hypervisor says of a virtual machine where it goes on, and what has to be done for that.

@@ -10,7 +10,7 @@ from ansible_collections.iovlab.storage.plugins.plugin_utils._report_picture imp
 
 DOCUMENTATION = r"""
 name: report_picture
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Geometry of the picture in a migration report
 description:
   - Computes where each thing of a report lies in the picture that C(report.html.j2) of the role C(migration) shows.

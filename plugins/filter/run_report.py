@@ -10,7 +10,7 @@ from ansible_collections.iovlab.storage.plugins.plugin_utils._report import run_
 
 DOCUMENTATION = r"""
 name: run_report
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Report of a live migration, with a verdict
 description:
   - Brings together what a playbook has collected before, during and after the migration of a virtual machine.

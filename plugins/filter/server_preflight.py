@@ -12,7 +12,7 @@ from ansible_collections.iovlab.storage.plugins.plugin_utils._preflight_server i
 
 DOCUMENTATION = r"""
 name: server_preflight
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: What servers can and cannot do for this collection
 description:
   - Judges what M(iovlab.storage.hypervisor_info) told about each server, also of one that nothing is installed on yet.

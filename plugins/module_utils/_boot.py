@@ -67,8 +67,9 @@ def _can_be_asked(host: Host, address: str) -> bool:
 
 
 def _say(kind: str, line: str) -> None:
-    print((_PRIORITIES[kind] if "JOURNAL_STREAM" in os.environ else "") + line, flush=True)
+    sys.stdout.write((_PRIORITIES[kind] if "JOURNAL_STREAM" in os.environ else "") + line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -23,7 +23,14 @@ Runner = Callable[[list[str], "str | None"], "tuple[int, Any, Any]"]
 
 _NOT_FOUND = (126, 127)
 _TIMED_OUT = (124, 137)
-_PACKAGES = {"nvme": "nvme-cli", "lvs": "lvm2", "wipefs": "util-linux", "modprobe": "kmod"}
+_PACKAGES = {
+    "nvme": "nvme-cli",
+    "lvs": "lvm2",
+    "wipefs": "util-linux",
+    "modprobe": "kmod",
+    "qemu-img": "qemu-utils",
+    "qemu-system-x86_64": "qemu-system-x86",
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Host:
         """The real machine, for a program of its own."""
 
         def run(arguments: list[str], encoding: str | None) -> tuple[int, Any, Any]:
-            done = subprocess.run(
+            done = subprocess.run(  # pylint: disable=ansible-bad-function # there is no module
                 arguments, capture_output=True, env=os.environ | _environment(), stdin=subprocess.DEVNULL, check=False
             )
             if encoding is None:

@@ -71,7 +71,7 @@ def kernel(host: Host) -> dict[str, Any]:
 def _cpu(host: Host) -> dict[str, Any]:
     """The first CPU, as the kernel shows it."""
     first = (_text(os.path.join(host.proc_root, "cpuinfo")) or "").split("\n\n")[0]
-    lines = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    lines = {key.strip(): value.strip() for key, __, value in (line.partition(":") for line in first.splitlines())}
     return {
         "vendor": lines.get("vendor_id"),
         "model": lines.get("model name"),

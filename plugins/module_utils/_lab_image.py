@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._errors import CommandFailed, Refused, TimedOut
+from ._host import Host
 from ._lab_vm import QEMU
 from ._plan import Plan, Step
 
@@ -53,7 +54,7 @@ class Recipe:
 
 
 def _files(root: str) -> Iterator[tuple[str, int]]:
-    for directory, _, names in os.walk(root):
+    for directory, __, names in os.walk(root):
         for name in names:
             path = os.path.join(directory, name)
             yield path, os.stat(path).st_mode
@@ -120,10 +121,12 @@ def _mmdebstrap(recipe: Recipe) -> list[str]:
 
 
 def _run(command: list[str], where: str, log: Any, timeout: float) -> None:
-    print("+", *command, file=log, flush=True)
+    log.write(f"+ {' '.join(command)}\n")
+    log.flush()
     environment = os.environ | {"TMPDIR": os.environ.get("TMPDIR", "/var/tmp"), "LC_ALL": "C.UTF-8"}
     try:
-        subprocess.run(
+        # A person can follow its log while it runs, which run_command does not offer.
+        subprocess.run(  # pylint: disable=ansible-bad-function
             command, cwd=where, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, timeout=timeout,
             check=True,
         )  # fmt: skip
@@ -160,7 +163,7 @@ def locked(cache: str, timeout: float) -> Iterator[None]:
         yield
 
 
-def accelerator(cache: str, key: str) -> tuple[str, str]:
+def accelerator(host: Host, cache: str, key: str) -> tuple[str, str]:
     """``("kvm" | "tcg", why)``: KVM only where the image's kernel and programs ran under it, nested KVM included.
 
     That /dev/kvm opens says little: there are machines where it opens and a stock kernel dies. The answer is kept in
@@ -178,28 +181,25 @@ def accelerator(cache: str, key: str) -> tuple[str, str]:
             return known["accelerator"], known["why"]
     except (OSError, ValueError, KeyError):
         pass  # not asked yet
-    kind, why = _probe_kvm(directory(cache, key))
+    kind, why = _probe_kvm(host, directory(cache, key))
     with open(answer_path, "w", encoding="utf-8") as file:
         json.dump({"boot": boot, "image": key, "accelerator": kind, "why": why}, file)
     return kind, why
 
 
-def _probe_kvm(image: str) -> tuple[str, str]:
+def _probe_kvm(host: Host, image: str) -> tuple[str, str]:
     command = [
         QEMU, "-machine", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", "host", "-m", "512M", "-nodefaults",
-        "-display", "none", "-no-reboot", "-serial", "stdio", "-kernel", os.path.join(image, "vmlinuz"),
+        "-display", "none", "-no-reboot", "-serial", "file:/dev/stdout", "-kernel", os.path.join(image, "vmlinuz"),
         "-initrd", os.path.join(image, "tenant.initrd"), "-append", "console=ttyS0 panic=-1 iovlab.probe",
     ]  # fmt: skip
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_KVM_SECONDS,
-            check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return "tcg", f"a kernel did not boot under KVM within {_KVM_SECONDS:.0f} s"
-    if "iovlab probe ok nested=yes" in done.stdout:
+        code, out, err = host.run(command, _KVM_SECONDS)
+    except CommandFailed as exc:
+        return "tcg", f"a kernel did not boot under KVM: {exc}"
+    if "iovlab probe ok nested=yes" in out:
         return "kvm", "a kernel booted under KVM, nested virtualization included"
-    if "iovlab probe ok" in done.stdout:
+    if "iovlab probe ok" in out:
         return "tcg", "KVM works here but offers no nested virtualization, which tenant VMs need"
-    said = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
+    said = next((line.strip() for line in reversed(err.splitlines()) if line.strip()), f"exit status {code}")
     return "tcg", f"a kernel does not boot under KVM here ({said[:120]})"

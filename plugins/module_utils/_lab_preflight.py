@@ -10,6 +10,7 @@ from typing import Any
 
 from . import _lab_vm
 from ._errors import CommandFailed
+from ._host import Host
 
 MIB = 1 << 20
 _HOST_RESERVE = 768  # MiB that stay for everything else on the control node
@@ -18,11 +19,11 @@ _VM_SPACE = 1024  # MiB: what a VM's overlay grows to in a lab's day
 _PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils", "ssh": "openssh-client"}
 
 
-def problems(lab: str, directory: str, cache: str, vms: Sequence[Mapping[str, Any]]) -> list[str]:
+def problems(host: Host, lab: str, directory: str, cache: str, vms: Sequence[Mapping[str, Any]]) -> list[str]:
     """One sentence for each thing that is in the way. VMs of this lab that already run need nothing more."""
     found = []
     try:
-        version = _lab_vm.qemu_version()
+        version = _lab_vm.qemu_version(host)
         if version < _lab_vm.QEMU_FLOOR:
             found.append(
                 f"QEMU {'.'.join(map(str, version))} is too old; install {'.'.join(map(str, _lab_vm.QEMU_FLOOR))} "

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._errors import CommandFailed, Refused, TimedOut
-from ._host import wait_until
+from ._host import Host, wait_until
 from ._plan import Plan, Step
 from ._qmp import Qmp, QmpError
 
@@ -160,18 +160,15 @@ def link_mac(lab: str, name: str, peer: str) -> str:
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
 
 
-def qemu_version() -> tuple[int, int]:
+def qemu_version(host: Host) -> tuple[int, int]:
     """Installed QEMU's version; CommandFailed when there is none."""
-    try:
-        done = subprocess.run([QEMU, "--version"], capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError) as exc:
-        raise CommandFailed(f"{QEMU} does not run ({exc}); install the package qemu-system-x86") from exc
-    words = done.stdout.split()
+    said = host.output([QEMU, "--version"], 30)
+    words = said.split()
     try:
         major, minor = words[words.index("version") + 1].split(".")[:2]
         return int(major), int(minor)
     except (ValueError, IndexError) as exc:
-        raise CommandFailed(f"{QEMU} --version says nothing usable: {done.stdout[:80]!r}") from exc
+        raise CommandFailed(f"{QEMU} --version says nothing usable: {said[:80]!r}") from exc
 
 
 def running_pid(vm_home: str, process_name: str) -> int | None:
@@ -267,10 +264,10 @@ def _difference(running: Sequence[str] | None, vm: LabVm) -> str:
     return next((f"{now} instead of {wanted}" for now, wanted in pairs if now != wanted), "a shorter command line")
 
 
-def create(vm: LabVm) -> None:
+def create(host: Host, vm: LabVm) -> None:
     os.makedirs(vm.home, exist_ok=True)
     partial = vm.path("overlay.qcow2.partial")
-    _run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", vm.image.root, partial], vm.home)
+    host.output(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", vm.image.root, partial], 120)
     os.replace(partial, vm.path("overlay.qcow2"))
 
 
@@ -286,7 +283,8 @@ def start(vm: LabVm) -> None:
         json.dump(vm.command(), file, indent=1)
     # Not -daemonize: it changes to /, and the links' addresses are relative to the VM's directory.
     with open(vm.path("qemu.log"), "w+", encoding="utf-8", errors="replace") as log:
-        process = subprocess.Popen(
+        # It outlives this module, so that run_command cannot start it.
+        process = subprocess.Popen(  # pylint: disable=ansible-bad-function
             vm.command(), cwd=vm.home, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
         try:
@@ -372,12 +370,12 @@ def wait_for_ssh(vm: LabVm, key: str, host_key: str, timeout: float) -> float:
                 "127.0.0.1", port=vm.ssh_port, username="root", key_filename=key, look_for_keys=False,
                 allow_agent=False, timeout=10, banner_timeout=15, auth_timeout=30,
             )  # fmt: skip
-            _, output, _ = client.exec_command("systemctl is-system-running --wait", timeout=timeout)
+            output = client.exec_command("systemctl is-system-running --wait", timeout=timeout)[1]
             said = f"systemd says {output.read().decode().strip()}"
             if output.channel.recv_exit_status() == 0:
                 return time.monotonic() - began
             if "degraded" in said:
-                _, output, _ = client.exec_command("systemctl --failed --no-legend --plain", timeout=60)
+                output = client.exec_command("systemctl --failed --no-legend --plain", timeout=60)[1]
                 raise CommandFailed(
                     f"lab VM {vm.name} booted with failed units ({output.read().decode().strip()}); "
                     f"its console is in {vm.path('console.log')}"
@@ -413,13 +411,3 @@ def _decoded(material: str) -> bytes:
     import base64
 
     return base64.b64decode(material)
-
-
-def _run(command: Sequence[str], directory: str) -> None:
-    done = subprocess.run(
-        command, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        said = " ".join((done.stderr or "no message").split())
-        raise CommandFailed(f"{command[0]} failed with {done.returncode}: {said}")

@@ -44,7 +44,7 @@ def owned(block: bytes) -> Lease | None:
     body, checksum = block[: _FIELDS.size], block[_FIELDS.size : _FIELDS.size + 32]
     if body[:8] != _MAGIC or hashlib.sha256(body).digest() != checksum:
         return None
-    _, _, state, _, stamp, owner, _, _, name, _, validity = _FIELDS.unpack(body)
+    __, __, state, __, stamp, owner, __, __, name, __, validity = _FIELDS.unpack(body)
     if state == _FREE:
         return None
     return Lease(name.rstrip(b"\0").decode(errors="replace") or owner.hex(), stamp, validity / 1000)

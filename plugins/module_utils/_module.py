@@ -14,7 +14,7 @@ from ._host import Host
 from ._plan import Plan
 
 Body = Callable[[AnsibleModule, Host], dict[str, Any]]
-Foreseen = Callable[[dict[str, Any]], "tuple[Plan, dict[str, Any]]"]
+Foreseen = Callable[[dict[str, Any]], tuple[Plan, dict[str, Any]]]
 
 
 def run(spec: ArgumentSpec, body: Body, foreseen: Foreseen | None = None) -> None:

@@ -362,7 +362,10 @@ def _create(lvm: Lvm, pool: str, name: str, size: int) -> None:
 
 def _wipe(lvm: Lvm, pool: str, volume: Vdisk) -> None:
     """Zero what of a volume is not wiped yet, then say in its tag that it is."""
-    assert volume.wiped is not None
+    if volume.wiped is None:
+        raise StepFailed(
+            f"vdisk {volume.name} is not known to be one of this collection and was not zeroed; run this again"
+        )
     try:
         for _start, physical, length in beyond(volume.extents, volume.wiped):
             _zero.zero(lvm.device, physical, length)

@@ -30,7 +30,7 @@ class Vportd:
     def __enter__(self) -> Vportd:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *__: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class Vportd:
             self._received += chunk
             if len(self._received) > _LONGEST:
                 raise ConnectionResetError("its answer has no end")
-        line, _, self._received = self._received.partition(b"\n")
+        line, __, self._received = self._received.partition(b"\n")
         return line
 
     def _result(self, method: str, line: bytes) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: adapter_mapping
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Push the mapping of a vport to its adapter
 description:
   - The mapping of a vport says which vdisk is which LUN, and which regions of the adapter's storage each vdisk has.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: adapter_mapping_info
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Read the mappings of vports
 description:
   - Reads from C(vportd) which vdisk is which LUN of which vport, and on which regions of the physical storage it lies.
@@ -116,7 +116,7 @@ def _described(record: Mapping[str, Any], mapping: Mapping[str, Any]) -> dict[st
         {
             **lun,
             "address": f"{name}:{lun['lun']}",
-            "capacity": max((start + length for start, _physical, length, *_ in lun["extents"]), default=0),
+            "capacity": max((start + length for start, _physical, length, *__ in lun["extents"]), default=0),
         }
         for lun in mapping["luns"]
     ]

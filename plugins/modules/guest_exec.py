@@ -1,18 +1,19 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Ansible module: a program in a tenant VM."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: guest_exec
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Run a program in a virtual machine through its guest agent
 description:
   - Runs on the hypervisor that the virtual machine is on. The virtual machine needs QEMU's guest agent and the channel
     to it, and no network.
   - A virtual machine that has just booted is waited for until its agent answers.
-  - RV(changed) is V(true) when a program was started, whatever the program did, and V(false) when a program started
+  - C(changed) is V(true) when a program was started, whatever the program did, and V(false) when a program started
     before was asked about with O(pid).
 author:
   - iovlab.storage contributors (@iovlab)
@@ -66,6 +67,8 @@ attributes:
       - Looks whether the virtual machine runs, and starts nothing.
   diff_mode:
     support: none
+    details:
+      - What a program changes is not known.
   idempotent:
     support: none
     details:

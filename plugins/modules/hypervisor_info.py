@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: hypervisor_info
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Read what a hypervisor is, has and can do
 description:
   - Reads everything about a hypervisor that decides whether it can serve this collection, and whether a virtual machine
@@ -25,8 +25,8 @@ options:
     type: str
   cpu:
     description:
-      - CPU of a virtual machine, as RV(domain.cpu.xml) was on its hypervisor; whether this one can run it is
-        RV(libvirt.runs_cpu).
+      - CPU of a virtual machine, as C(cpu.xml) of RV(domain) was on its hypervisor; whether this one can run it is
+        C(runs_cpu) of RV(libvirt).
     type: str
   machine:
     description:
@@ -199,6 +199,7 @@ domain_reason:
   description: Why the virtual machine could not be read, if so.
   returned: success
   type: str
+  sample: there is no virtual machine web1 on this host
 peers:
   description: Of each of O(peers) C(ssh), C(migration_port) and C(libvirt), with C(reachable), C(seconds), C(reason).
   returned: success

@@ -1,12 +1,13 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Ansible module: the image that the lab's hypervisor VMs boot."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: lab_image
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Image of the lab's hypervisor and tenant VMs
 description:
   - Builds the Debian image that all lab hypervisors share, with mmdebstrap, and the small image of tenant VMs from the
@@ -124,7 +125,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
             _lab_image.remove_leftovers(cache)
             planned = _lab_image.plan(cache, key, options["refresh"])
             carry_out(planned, {"build": lambda: _lab_image.build(recipe, cache, options["timeout"])})
-            kind, why = _lab_image.accelerator(cache, key)
+            kind, why = _lab_image.accelerator(host, cache, key)
     path = _lab_image.directory(cache, key)
     files = {name: os.path.join(path, file) for name, file in zip(_FILES, _lab_image.FILES, strict=True)}
     return planned.report() | {

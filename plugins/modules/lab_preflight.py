@@ -1,12 +1,13 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Ansible module: whether this control node can run the lab."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: lab_preflight
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Whether this control node can run the lab
 description:
   - Looks for everything that would keep the lab from starting, before anything is started, and lists it all at once.
@@ -99,10 +100,10 @@ SPEC = ArgumentSpec(
 
 def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     options = module.params
-    problems = _lab_preflight.problems(options["lab"], options["directory"], options["cache"], options["vms"])
+    problems = _lab_preflight.problems(host, options["lab"], options["directory"], options["cache"], options["vms"])
     if problems:
         raise Refused("the lab can't start: " + "; ".join(problems), problems=problems)
-    return {"changed": False, "qemu": ".".join(map(str, qemu_version()))}
+    return {"changed": False, "qemu": ".".join(map(str, qemu_version(host)))}
 
 
 def main() -> None:

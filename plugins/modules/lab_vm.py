@@ -1,12 +1,13 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Ansible module: a hypervisor VM of the lab."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: lab_vm
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: A hypervisor VM of the lab
 description:
   - A VM on the control node that serves as a hypervisor, with an emulated NVMe SR-IOV adapter, storage that it shares
@@ -287,7 +288,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     seconds = None
     if not module.check_mode:
         actions: dict[str, Callable[..., None]] = {
-            "create": lambda: _lab_vm.create(vm),
+            "create": lambda: _lab_vm.create(host, vm),
             "start": lambda: _lab_vm.start(vm),
             "stop": lambda force: _lab_vm.stop(vm, force),
             "remove": lambda: _lab_vm.remove(vm, options["logs"]),

@@ -1,12 +1,13 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Ansible module: the hypervisor VMs of a lab."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: lab_vm_info
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Read the hypervisor VMs of a lab
 description:
   - Reads on the control node which VMs a lab has, which of them run, and how they are reached.

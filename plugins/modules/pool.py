@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: pool
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Pool of vdisks on an adapter's namespace
 description:
   - A pool is an LVM volume group on one namespace of an adapter. Vdisks are logical volumes in it that are never

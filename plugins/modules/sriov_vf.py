@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: sriov_vf
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Virtual functions of an NVMe SR-IOV adapter
 description:
   - Makes an NVMe adapter have a number of virtual functions (VFs), each with its queue and interrupt resources, its

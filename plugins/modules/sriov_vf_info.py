@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: sriov_vf_info
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Read the virtual functions of NVMe SR-IOV adapters
 description:
   - Reads which VFs an NVMe adapter has, their resources, drivers, block devices and users, and where that is not what

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vdisk
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Virtual disk in a pool
 description:
   - A vdisk is a linear logical volume of the pool that is never activated. What counts is its extents, which

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vdisk_info
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Read the vdisks of a pool
 description:
   - Reads the pool on a namespace and its vdisks with their extents. Takes no lock and changes nothing, so that every

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vm_migrate
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Migrate a virtual machine live to another hypervisor
 description:
   - Runs on the hypervisor that the virtual machine is on, and moves it with libvirt to another one while it goes on
@@ -192,6 +192,7 @@ progress:
   returned: when a migration fails
   type: list
   elements: dict
+  sample: []
 vports:
   description: The vports whose LUNs are disks of the virtual machine, as far as it was on this host.
   returned: success

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vport
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Virtual port of a storage adapter
 description:
   - A vport carries the virtual disks of one virtual machine. Create it, give it a mapping with

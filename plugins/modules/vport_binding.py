@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vport_binding
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Bind a vport to a VF and choose its path
 description:
   - Binds a vport to a VF, moves it between the paths V(vf) (direct) and V(pf) (mediated), or unbinds it. The virtual

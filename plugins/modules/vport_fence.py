@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vport_fence
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Keep a vport from doing any I/O
 description:
   - A fenced vport takes no request, whoever connects to it, until the fence is lifted. The fence survives a restart

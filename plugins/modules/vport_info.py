@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vport_info
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Read the vports and adapters that vportd serves
 description:
   - Reads the records of one vport or of all, their mappings, and the adapters with their VFs.

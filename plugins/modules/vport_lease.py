@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vport_lease
-version_added: 1.0.0
+version_added: 0.1.0
 short_description: Have this hypervisor hold the leases of a vport
 description:
   - A lease on the shared storage says which hypervisor may write a vdisk. C(vportd) takes it with the mapping, or when

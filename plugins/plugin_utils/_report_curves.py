@@ -26,7 +26,7 @@ def sample_lanes(run: Run, across: scale.Linear, notes: list[str]) -> list[dict[
     if run.first_kept > GAP:
         notes.append(f"The engine keeps {KEPT} samples: what was before {scale.duration(run.first_kept)} is gone.")
     latencies = {key: _values(run, f"latency_{key}") for key in ("p50", "p99", "max")}
-    known = [value for values in latencies.values() for _, value in values if value]
+    known = [value for values in latencies.values() for __, value in values if value]
     lanes = []
     if known:
         low, high = scale.decades(known)
@@ -49,7 +49,7 @@ def sample_lanes(run: Run, across: scale.Linear, notes: list[str]) -> list[dict[
         if not values:
             continue
         thinned = _thin(values, run.seconds, statistics.mean if key == "iops" else max)
-        high = scale.top([value for _, value in thinned])
+        high = scale.top([value for __, value in thinned])
         down_linear = scale.Linear(0, high, height, 0)
         grid = [{"y": down_linear.at(value), "label": scale.count(value)} for value in (0, high / 2, high)]
         lanes.append(_lane(label, hint, height, grid, [_area(label, key, thinned, across, down_linear)]))
@@ -72,7 +72,7 @@ def progress_lanes(run: Run, across: scale.Linear, notes: list[str]) -> list[dic
         }
         if not found:
             continue
-        high = scale.top_bytes([value for values in found.values() for _, value in values])
+        high = scale.top_bytes([value for values in found.values() for __, value in values])
         down = scale.Linear(0, high, height, 0)
         per = "/s" if "dirty_rate" in keys else ""
         grid = [{"y": down.at(value), "label": scale.size(value, per)} for value in (0, high / 2, high)]
@@ -106,9 +106,9 @@ def _thin(values: Sequence[Point], seconds: float, reduce: Callable[[list[float]
     if len(values) <= _COLUMNS:
         return list(values)
     found = []
-    for _, group in itertools.groupby(values, lambda one: int(one[0] / seconds * _COLUMNS)):
+    for __, group in itertools.groupby(values, lambda one: int(one[0] / seconds * _COLUMNS)):
         points = list(group)
-        found.append((statistics.mean(at for at, _ in points), reduce([value for _, value in points])))
+        found.append((statistics.mean(at for at, __ in points), reduce([value for __, value in points])))
     return found
 
 

@@ -49,7 +49,7 @@ class Log:
 def decades(values: Sequence[float]) -> tuple[float, float]:
     """The powers of ten around values above 0, two at least, from 1 us to 10 000 s."""
     low = math.floor(math.log10(min(max(min(values), 1e-6), 1e3)))
-    high = math.ceil(math.log10(min(max(max(values), 1e-5), 1e4)))
+    high = math.ceil(math.log10(min(max([*values, 1e-5]), 1e4)))
     return 10.0**low, 10.0 ** max(high, low + 1)
 
 
@@ -70,7 +70,7 @@ def top(values: Sequence[float]) -> float:
 
 def top_bytes(values: Sequence[float]) -> float:
     """A power of two, at least 1 KiB, not below any of ``values``."""
-    return max(1024.0, 2.0 ** math.ceil(math.log2(max(max(values, default=0.0), 1.0))))
+    return max(1024.0, 2.0 ** math.ceil(math.log2(max([*values, 1.0]))))
 
 
 def time_ticks(seconds: float) -> list[Tick]:

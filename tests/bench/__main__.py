@@ -62,7 +62,7 @@ def compare(name: str, sides: dict[str, tuple[Path, list[int]]], shape: Shape, r
     rates: dict[str, list[float]] = {side: [] for side in sides}
     costs: dict[str, list[float]] = {side: [] for side in sides}
     shares: list[float] = []
-    for _ in range(repeats):
+    for __ in range(repeats):
         for side, (path, pids) in sides.items():
             figures, cost = once(path, pids, shape, seconds)
             rates[side].append(figures.rate)
@@ -93,7 +93,7 @@ def many(paths: list[Path], shape: Shape, seconds: float) -> float:
     processes = [context.Process(target=_one_of_many, args=one) for one in arguments]
     for process in processes:
         process.start()
-    total: float = sum(results.get(timeout=120) for _ in paths)
+    total: float = sum(results.get(timeout=120) for __ in paths)
     for process in processes:
         process.join()
     return total
@@ -151,7 +151,7 @@ def pushes(ours: Ours, counts: list[int], repeats: int) -> list[Row]:
     for count in counts:
         luns = [{"lun": 0, "vdisk": "push", "extents": extents(count, 4096, 0)}]
         taken = []
-        for _ in range(repeats):
+        for __ in range(repeats):
             ours.rpc.vport_create(vport="push")
             began = time.perf_counter()
             ours.rpc.mapping_set(vport="push", luns=luns)
@@ -168,7 +168,7 @@ def run(quick: bool, directory: Path) -> list[Row]:
     ours = Ours(directory, size)
     with open(ours.engine.storage, "r+b") as file:
         file.seek(MANY * 4096)
-        for _ in range(SPAN // MIB):
+        for __ in range(SPAN // MIB):
             file.write(os.urandom(MIB))
     top = MANY * 4096
     ours.start()
@@ -212,7 +212,7 @@ def _extent_counts(ours: Ours, repeats: int, seconds: float) -> list[Row]:
     rates: dict[str, list[float]] = {"1 extent": [], "million": []}
     memory = private_mib(ours.pids())
     del sides
-    for _ in range(repeats):
+    for __ in range(repeats):
         rates["1 extent"].append(once(one, ours.pids(), shape, seconds)[0].rate)
         ours.delete("one")
         million = ours.add("million", extents(MANY, 4096, 0))
@@ -243,7 +243,7 @@ def _several(ours: Ours, directory: Path, top: int, repeats: int, seconds: float
     shape = Shape(4096, 32, 0, part)
     mine, other = [], []
     try:
-        for _ in range(repeats):
+        for __ in range(repeats):
             mine.append(many(paths, shape, seconds))
             other.append(many(peer.paths, shape, seconds))
     finally:

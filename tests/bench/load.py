@@ -91,7 +91,7 @@ class Load:
         del at
         numbers = random.Random(1)
         step = shape.size // 512
-        self.sectors = array.array("Q", (numbers.randrange(shape.span // shape.size) * step for _ in range(ROUND)))
+        self.sectors = array.array("Q", (numbers.randrange(shape.span // shape.size) * step for __ in range(ROUND)))
         self.index = self.seen = 0
 
     def run(self, seconds: float, keep: list[float] | None = None) -> Figures:

@@ -165,7 +165,7 @@ class Lab:
 
     def guest(self, name: str, vm: str, *argv: str, stdin: str = "") -> tuple[int, str]:
         """Run a program in ``vm``, which is on hypervisor ``name``: its exit code, and what it wrote."""
-        _, code, output = self._agent(name, vm=vm, argv=argv, stdin=stdin, wait=True)
+        __, code, output = self._agent(name, vm=vm, argv=argv, stdin=stdin, wait=True)
         return code, output
 
     def guest_start(self, name: str, vm: str, *argv: str, stdin: str = "") -> int:
@@ -174,7 +174,7 @@ class Lab:
 
     def guest_end(self, name: str, vm: str, pid: int) -> tuple[int, str]:
         """Wait for the end of a program that ``guest_start`` has started: its exit code, and what it wrote."""
-        _, code, output = self._agent(name, vm=vm, pid=pid, wait=True)
+        __, code, output = self._agent(name, vm=vm, pid=pid, wait=True)
         return code, output
 
     def _agent(self, name: str, **wish: object) -> Any:

@@ -42,7 +42,7 @@ class Load:
         assert code == 0, f"the load in {self.vm}: {said[-2000:]}"
         code, found = self._lab.guest(place, self.vm, *PYTHON, "check", "--ledger", LEDGER, stdin=PROGRAM.read_text())
         assert code == 0, f"read back in {self.vm}: {found[-2000:]}"
-        _, ledger = self._lab.guest(place, self.vm, "/usr/bin/busybox", "cat", LEDGER)
+        __, ledger = self._lab.guest(place, self.vm, "/usr/bin/busybox", "cat", LEDGER)
         kept = LOGS / f"{self.vm}.ledger"
         kept.write_text(ledger)
         command = [sys.executable, "-m", "tests.load.outside", str(HOME / "storage.img"), str(kept)]

@@ -84,14 +84,14 @@ def _text(image: IO[bytes]) -> str:
         raise NotReadable("the label's checksum is wrong")
     pairs = list(_PAIR.iter_unpack(label[offset + 40 : offset + 40 + (SECTOR - offset - 40) // 16 * 16]))
     end = pairs.index((0, 0))  # of the data areas; those of metadata follow
-    area, _ = pairs[end + 1]
+    area, __ = pairs[end + 1]
     if not area:
         raise NotReadable("the physical volume has no metadata area")
     header = _at(image, area, SECTOR)
-    checksum, magic, _, _, size = _HEADER.unpack_from(header)
+    checksum, magic, __, __, size = _HEADER.unpack_from(header)
     if magic != _MAGIC or checksum != _crc(header[4:]):
         raise NotReadable("the header of the metadata is damaged")
-    offset, length, checksum, _ = _TEXT.unpack_from(header, _HEADER.size)
+    offset, length, checksum, __ = _TEXT.unpack_from(header, _HEADER.size)
     first = min(length, size - offset)
     data = _at(image, area + offset, first) + _at(image, area + SECTOR, length - first)
     if not length or checksum != _crc(data):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Files that cannot carry a comment, or must stay as they are.
-WITHOUT_SPDX = {"LICENSE"}
-SUFFIXES_WITHOUT_SPDX = {".json", ".png"}
-SPDX = "SPDX-License-Identifier: " + "GPL-3.0-or-later"
+LICENCE = "GPL-3.0-or-later"
+SPDX = "SPDX-License-" + f"Identifier: {LICENCE}"  # in two pieces, for reuse reads this file too
 
 # Written in pieces, so that this file does not name them either.
 FORBIDDEN = {
@@ -62,14 +61,42 @@ def test_the_action_group_lists_every_module() -> None:
 
 
 def test_the_newest_changelog_entry_is_the_version_of_the_collection() -> None:
-    entries = re.findall(r"^## \[([^]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert entries[0] == load("galaxy.yml")["version"]
+    version = load("galaxy.yml")["version"]
+    releases = load("changelogs/changelog.yaml")["releases"]
+    assert max(releases, key=lambda one: [int(part) for part in one.split(".")]) == version
+    assert f'<a id="v{version.replace(".", "-")}"></a>' in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_plugin_is_in_the_changelog_of_the_version_it_came_with() -> None:
+    """`make changelog` puts it there."""
+    told = {
+        version: sorted(
+            one["name"] for kind in ("modules", *release.get("plugins", ())) for one in plugins(release, kind)
+        )
+        for version, release in load("changelogs/changelog.yaml")["releases"].items()
+    }
+    documented: dict[str, list[str]] = {version: [] for version in told}
+    for kind in ("modules", "filter"):
+        for path in (ROOT / "plugins" / kind).glob("*.py"):
+            found = re.search(r"^version_added: (\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert found, f"{path.name} does not say version_added"
+            documented.setdefault(found[1], []).append(path.stem)
+    assert {version: sorted(names) for version, names in documented.items()} == told
+
+
+def plugins(release: dict, kind: str) -> list[dict]:
+    found = release.get("modules", []) if kind == "modules" else release["plugins"][kind]
+    assert isinstance(found, list)
+    return found
 
 
 def test_every_file_names_its_licence_in_its_first_lines() -> None:
+    """`make lint` asks reuse the same; this one is quick. The licence itself, and its link, name nobody's licence."""
+    annotations = tomllib.loads((ROOT / "REUSE.toml").read_text(encoding="utf-8"))["annotations"]
+    covered = [pattern for entry in annotations if "SPDX-License-Identifier" in entry for pattern in entry["path"]]
     lacking = []
     for path in tree():
-        if path.name in WITHOUT_SPDX or path.suffix in SUFFIXES_WITHOUT_SPDX:
+        if path.name in {"LICENSE", f"{LICENCE}.txt"} or any(path.match(pattern) for pattern in covered):
             continue
         content = text(path)
         if content and SPDX not in "\n".join(content.splitlines()[:5]):

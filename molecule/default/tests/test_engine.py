@@ -80,7 +80,7 @@ def test_what_the_vm_writes_lies_where_the_mapping_says(hv1: Host, rpc: Rpc, gue
         f"--offset={offset}", f"--size={length}", "--bs=16k", f"--buffer_pattern={pattern}", "--end_fsync=1",
     )  # fmt: skip
     lun = next(lun for lun in rpc("mapping_get", vport="tenant1")["luns"] if lun["lun"] == 1)
-    (start, physical, _), *_ = lun["extents"]
+    (start, physical, __), *__ = lun["extents"]
     assert start == 0
     script = (
         "import os, sys\n"

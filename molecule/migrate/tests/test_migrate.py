@@ -11,7 +11,7 @@ VMS = ("tenant1", "tenant2")
 
 def test_every_write_is_there_once_and_in_its_place(lab: Lab, soak: int) -> None:
     loads = [Load(lab, vm) for vm in VMS]
-    for _ in range(2 * soak):
+    for __ in range(2 * soak):
         places = {vm: lab.place(vm) for vm in VMS}
         play("migrate", migrate_moves=[{"vm": vm, "to": other(place)} for vm, place in places.items()])
         for vm, place in places.items():

@@ -16,7 +16,9 @@ import pytest
 
 from ansible_collections.iovlab.storage.plugins.module_utils import _lab_image, _lab_preflight, _lab_vm
 from ansible_collections.iovlab.storage.plugins.module_utils._errors import CommandFailed, Refused
+from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._lab_vm import Adapter, Image, LabVm
+from ansible_collections.iovlab.storage.plugins.module_utils._sysfs import Sysfs
 
 
 def make_vm(directory: Path, **changes: Any) -> LabVm:
@@ -54,8 +56,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def this_machine() -> Host:
+    """Host.of() without a module."""
+
+    def run(arguments: list[str], encoding: str | None) -> tuple[int, Any, Any]:
+        done = subprocess.run(arguments, capture_output=True, encoding=encoding, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    return Host(Sysfs("/sys"), "/dev", "/proc", "/run/lock", run)
+
+
 def found(tmp_path: Path, vms: list[dict[str, Any]]) -> list[str]:
-    return _lab_preflight.problems("t", str(tmp_path), str(tmp_path), vms)
+    return _lab_preflight.problems(this_machine(), "t", str(tmp_path), str(tmp_path), vms)
 
 
 def test_a_machine_with_room_has_no_problem(tmp_path: Path, vms: list[dict[str, Any]]) -> None:
@@ -105,6 +117,7 @@ def test_an_old_qemu_is_refused_with_the_version_that_is_needed(
 def test_all_problems_are_told_at_once(
     tmp_path: Path, vms: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    program(tmp_path, "timeout", f'exec {shutil.which("timeout")} "$@"')
     monkeypatch.setenv("PATH", str(tmp_path))
     vms[0]["memory"] = 1 << 30
     problems = found(tmp_path, vms)
@@ -185,7 +198,7 @@ def test_info_tells_the_vms_of_a_lab_and_how_to_reach_them(tmp_path: Path) -> No
             assert own.stdout is not None
             own.stdout.readline()
             Path(vm.path("qemu.pid")).write_text(str(own.pid))
-            (running, _) = _lab_vm.vms_in(str(tmp_path))
+            (running, __) = _lab_vm.vms_in(str(tmp_path))
         finally:
             own.kill()
     assert (running["state"], running["pid"]) == ("started", own.pid)

@@ -79,7 +79,7 @@ PLANTED: list[tuple[str, bytes, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "data", "words"), PLANTED, ids=[f"{kind}: {words}" for kind, _, words in PLANTED])
+@pytest.mark.parametrize(("kind", "data", "words"), PLANTED, ids=[f"{kind}: {words}" for kind, __, words in PLANTED])
 def test_each_planted_defect_is_found_and_named(kind: str, data: bytes, words: str) -> None:
     defect = judge(data, HERE)
     assert defect is not None
@@ -281,7 +281,7 @@ def lvm_crc(data: bytes) -> int:
     crc = 0xF597A6CF
     for byte in data:
         crc ^= byte
-        for _ in range(8):
+        for __ in range(8):
             crc = crc >> 1 ^ (0xEDB88320 if crc & 1 else 0)
     return crc
 
@@ -402,7 +402,7 @@ def test_what_lvm_itself_wrote_is_read(tmp_path: Path) -> None:
         for name in ("a", "b"):
             run("lvcreate", "--yes", "--activate", "n", "--zero", "n", "--wipesignatures", "n", "--addtag", "x.y=1",
                 "--size", "2m", "--name", name, "iovlabload")  # fmt: skip
-        for _ in range(20):  # until the text has gone round in its area, or nearly
+        for __ in range(20):  # until the text has gone round in its area, or nearly
             run("vgchange", "--addtag", "again", "iovlabload")
             run("vgchange", "--deltag", "again", "iovlabload")
         run("lvextend", "--size", "5m", "iovlabload/a")

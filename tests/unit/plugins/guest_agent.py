@@ -83,7 +83,7 @@ class GuestAgent:
         try:
             program = Program([path, *arg], None if input_data is None else base64.b64decode(input_data))
         except OSError as exc:
-            self._fail("guest-exec", f"Failed to execute child process “{path}” ({exc.strerror})")
+            self._fail("guest-exec", f"Failed to execute child process '{path}' ({exc.strerror})")
         pid = program.process.pid
         self.programs[pid] = program
         return {"pid": pid}

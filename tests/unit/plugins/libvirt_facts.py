@@ -164,9 +164,9 @@ class Library:
     VIR_CPU_COMPARE_SUPERSET = 2
     VIR_ERR_NO_DOMAIN = 42
     VIR_ERR_CPU_INCOMPATIBLE = 91
-    libvirtError = libvirtError
 
     def __init__(self) -> None:
+        self.libvirtError = libvirtError
         self.local = Connection()
         self.hosts: dict[str, Connection | libvirtError] = {LOCAL: self.local}
         self.opened: list[str] = []

@@ -216,7 +216,7 @@ class _Library:
     VIR_DOMAIN_UNDEFINE_NVRAM = 4
     VIR_DOMAIN_UNDEFINE_MANAGED_SAVE = 1
     VIR_ERR_NO_DOMAIN = 42
-    libvirtError = libvirtError
 
     def __init__(self, network: Network) -> None:
+        self.libvirtError = libvirtError
         self.open = network.open

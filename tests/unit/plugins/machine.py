@@ -515,7 +515,7 @@ class VolumeGroups:
         return -(-int(size[:-1]) // group.extent_size)
 
     def _find(self, word: str) -> tuple[Group, str]:
-        group, _, volume = word.partition("/")
+        group, __, volume = word.partition("/")
         if group not in self.groups:
             raise ValueError(f'Volume group "{group}" not found')
         if volume and volume not in self.groups[group].volumes:
@@ -550,7 +550,7 @@ class VolumeGroups:
     def _lvcreate(self, flags: dict[str, list[str]], words: list[str]) -> str:
         if flags["--activate"] != ["n"] or flags["--zero"] != ["n"] or flags["--wipesignatures"] != ["n"]:
             raise ValueError("this would activate the volume")
-        group, _ = self._find(words[0])
+        group, __ = self._find(words[0])
         count = self._extents(group, flags["--size"][0])
         (name,) = flags["--name"]
         if name in group.volumes:
@@ -599,7 +599,7 @@ class VolumeGroups:
         return json.dumps({"report": [{"pv": rows}]})
 
     def _lvs(self, _flags: dict[str, list[str]], words: list[str]) -> str:
-        group, _ = self._find(words[0])
+        group, __ = self._find(words[0])
         return json.dumps({"report": [{"seg": list(self._segments(group))}]})
 
     def _segments(self, group: Group) -> Iterator[dict[str, str]]:

@@ -104,7 +104,7 @@ def test_a_program_that_is_late_runs_on_and_can_be_asked_for(guest: Libraries, r
 def test_a_vm_that_boots_is_waited_for(guest: Libraries, run: Exec) -> None:
     guest.agent.boots = 3
     assert run(argv=["true"])["rc"] == 0
-    assert [name for name, _ in guest.agent.heard][:5] == ["guest-ping"] * 4 + ["guest-exec"]
+    assert [name for name, __ in guest.agent.heard][:5] == ["guest-ping"] * 4 + ["guest-exec"]
     assert all(timeout <= 2 for name, timeout in guest.agent.heard if name == "guest-ping")
 
 
@@ -145,7 +145,7 @@ def test_what_the_agent_threw_away_is_said(guest: Libraries, run: Exec) -> None:
 def test_silence_while_it_runs_is_lived_through(guest: Libraries, run: Exec) -> None:
     def before(name: str) -> None:
         if name == "guest-exec-status":
-            guest.agent.boots = max(0, 2 - [heard for heard, _ in guest.agent.heard].count(name))
+            guest.agent.boots = max(0, 2 - [heard for heard, __ in guest.agent.heard].count(name))
 
     guest.agent.before = before
     assert run(argv=["echo", "through"])["stdout"] == "through\n"
@@ -161,7 +161,7 @@ def test_a_start_that_was_not_acknowledged_is_not_repeated(guest: Libraries, mod
     guest.agent.deaf_to = {"guest-exec"}
     message = modules.refused("guest_exec", name="web1", argv=["fio"])
     assert message.startswith("fio may or may not have been started in virtual machine web1")
-    assert [name for name, _ in guest.agent.heard].count("guest-exec") == 1
+    assert [name for name, __ in guest.agent.heard].count("guest-exec") == 1
 
 
 def test_a_vm_that_moved_away_is_named(guest: Libraries, run: Exec) -> None:

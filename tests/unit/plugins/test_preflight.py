@@ -482,7 +482,7 @@ PROBLEMS: list[Case] = [
         "not of the same size",
         "same namespace",
     ),
-    ("storage", lambda w: ids(w), "nothing proves", "require_identity"),
+    ("storage", ids, "nothing proves", "require_identity"),
     ("storage", lambda w: ids(w, nguid="00ff"), "nothing proves", "require_identity"),
     ("storage", lambda w: d(w)["adapters"][0].update(namespaces=[]), "shows no namespace 1", "attach"),
     ("pool", lambda w: d(w)["pools"][0].update(name=None, reason="holds no pool"), "hv2 sees no pool san", "lvm2"),

@@ -205,6 +205,6 @@ def test_of_all_mixtures_none_lets_the_vm_run_twice_or_throws_a_running_one_away
         assert (end, "release") not in steps
         if begins:  # nothing else is left running, and where nobody can ask the engine's lease has the last word
             assert not runs
-        if ("start") in [verb for _, verb in steps]:
+        if ("start") in [verb for __, verb in steps]:
             assert GONE not in hosts.values()
     assert seen > 1000

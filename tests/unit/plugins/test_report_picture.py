@@ -77,7 +77,7 @@ def points(line: str) -> list[list[tuple[float, float]]]:
 
 def test_each_phase_lies_at_its_time(run: Run) -> None:
     bars = lane(drawn(run), "Phases")["bars"]
-    assert [bar["x"] for bar in bars] == pytest.approx([x(0), x(2), x(3), x(20), x(20.5)], abs=0.01)
+    assert [one["x"] for one in bars] == pytest.approx([x(0), x(2), x(3), x(20), x(20.5)], abs=0.01)
     assert bars[2]["width"] == pytest.approx(x(19.25) - x(3), abs=0.02)
     assert bars[2]["text"] == "3 live migration"
     assert bars[1]["width"] == 1.5, "ten milliseconds can still be seen"
@@ -86,12 +86,12 @@ def test_each_phase_lies_at_its_time(run: Run) -> None:
 
 def test_the_path_is_shown_by_hypervisor(run: Run) -> None:
     picture = drawn(run)
-    here = [(bar["kind"], bar["text"]) for bar in lane(picture, "Path on hv1")["bars"]]
-    there = [(bar["kind"], bar["text"]) for bar in lane(picture, "Path on hv2")["bars"]]
+    here = [(one["kind"], one["text"]) for one in lane(picture, "Path on hv1")["bars"]]
+    there = [(one["kind"], one["text"]) for one in lane(picture, "Path on hv2")["bars"]]
     assert here == [("vf", "VF 01:00.1"), ("pf", "PF"), ("fenced", "fenced")]
     assert there == [("waiting", "waits for the VM"), ("pf", "PF"), ("vf", "VF 01:00.2")]
     bars = lane(picture, "Path on hv2")["bars"]
-    assert [bar["x"] for bar in bars] == pytest.approx([x(1), x(19), x(20)], abs=0.01)
+    assert [one["x"] for one in bars] == pytest.approx([x(1), x(19), x(20)], abs=0.01)
 
 
 def test_a_vm_that_stays_on_the_pf_is_shown_there_to_the_end(run: Run) -> None:
@@ -112,15 +112,15 @@ def test_a_vm_that_never_left_is_not_shown_elsewhere(run: Run) -> None:
     run["vports"]["after"]["hv2"]["history"] = run["vports"]["after"]["hv2"]["history"][:1]
     run["samples"]["hv2"] = [idle(second + 0.5) for second in range(2, 23)]
     picture = drawn(run)
-    assert [bar["kind"] for bar in lane(picture, "Path on hv2")["bars"]] == ["waiting"]
-    assert [bar["kind"] for bar in lane(picture, "Path on hv1")["bars"]] == ["vf", "pf"]
+    assert [one["kind"] for one in lane(picture, "Path on hv2")["bars"]] == ["waiting"]
+    assert [one["kind"] for one in lane(picture, "Path on hv1")["bars"]] == ["vf", "pf"]
 
 
 def test_samples_are_of_the_hypervisor_that_has_the_vm(run: Run) -> None:
     (series,) = lane(drawn(run), "Throughput")["series"]
     (line,) = points(series["line"])
     assert len(line) == 19 + 3, "the idle samples of the one that waits, or is fenced, are not drawn"
-    assert len({place for _, place in line}) == 1
+    assert len({place for __, place in line}) == 1
 
 
 def test_latency_is_on_a_scale_of_powers_of_ten(run: Run) -> None:
@@ -137,7 +137,7 @@ def test_where_nothing_was_measured_the_line_is_broken(run: Run) -> None:
     p50 = next(one for one in lane(picture, "Guest I/O latency")["series"] if one["name"] == "p50")
     assert [len(piece) for piece in points(p50["line"])] == [2, 2, 3]
     (line,) = points(lane(picture, "Throughput")["series"][0]["line"])
-    floor = max(place for _, place in line)
+    floor = max(place for __, place in line)
     assert [round(at, 2) for at, place in line if place == floor][:2] == [round(x(3), 2), round(x(8), 2)]
 
 
@@ -152,7 +152,7 @@ def test_many_samples_are_thinned_and_the_worst_of_them_stays(run: Run) -> None:
     assert sum(map(len, series["max"])) <= 240
     assert len(series["max"]) == 1, "thinning makes no gaps"
     assert [mark["label"] for mark in lane(picture, "Guest I/O latency")["grid"]][-1] == "10 s"
-    highest = min(place for _, place in series["max"][0])
+    highest = min(place for __, place in series["max"][0])
     assert highest == pytest.approx(scale.Log(0.001, 10, 120, 0).at(7.5), abs=0.01)
     assert len(picture["chart"]["columns"]) <= 241
 
@@ -198,7 +198,7 @@ def test_the_four_intervals_are_apart(run: Run) -> None:
 
 def test_the_numbers_of_a_phase_are_of_its_samples(run: Run) -> None:
     run["samples"]["hv1"][0].update(latency_max=0.9, errors=3)
-    first, _, third, *_ = drawn(run)["phases"]
+    first, __, third, *__ = drawn(run)["phases"]
     assert (first["name"], first["max"], first["errors"]) == ("prepare the destination", "900 ms", "3")
     assert (third["iops"], third["p50"], third["p99"], third["max"]) == ("200", "4 ms", "20 ms", "300 ms")
 
@@ -239,7 +239,7 @@ def test_any_length_has_a_few_round_ticks(seconds: float) -> None:
     assert 3 <= len(ticks) <= 10
     assert ticks[0][0] == 0
     assert seconds * 0.5 < ticks[-1][0] <= seconds * (1 + 1e-9)
-    assert len({label for _, label in ticks}) == len(ticks), ticks
+    assert len({label for __, label in ticks}) == len(ticks), ticks
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_no_name_can_break_out_of_its_text(run: Run, page: jinja2.Template) -> N
     for key in ("vm", "source", "destination", "no_vf"):
         run[key] = HOSTILE
     for way in list(ways(run)):
-        *_, key = way
+        *__, key = way
         if key in ("name", "at", "host", "from", "to", "event", "path", "state", "degraded", "digest", "jobname", "vf"):
             setting(*way, HOSTILE)(run)
     run["placement"] = {HOSTILE: HOSTILE}
@@ -369,7 +369,7 @@ def test_ansible_renders_the_page_and_escapes_it_too(run: Run, checkout: Path) -
     assert "{{ 1/0 }}" in text, "a name is no template"
 
 
-@pytest.mark.parametrize("spoil", [spoil for spoil, _ in WRONG], ids=[sentence for _, sentence in WRONG])
+@pytest.mark.parametrize("spoil", [spoil for spoil, __ in WRONG], ids=[sentence for __, sentence in WRONG])
 def test_every_failure_has_a_page(run: Run, page: jinja2.Template, spoil: Any) -> None:
     spoil(run)
     assert "✗ Failed" in rendered(page, run)

@@ -306,7 +306,7 @@ WRONG: list[tuple[Callable[[Run], None], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "sentence"), WRONG, ids=[sentence for _, sentence in WRONG])
+@pytest.mark.parametrize(("spoil", "sentence"), WRONG, ids=[sentence for __, sentence in WRONG])
 def test_what_is_wrong_is_said_and_fails_the_run(run: Run, spoil: Callable[[Run], None], sentence: str) -> None:
     spoil(run)
     report = run_report(run)

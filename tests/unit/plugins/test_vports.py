@@ -416,7 +416,7 @@ def test_what_is_not_vportd_is_said_in_one_line(modules: Modules, tmp_path: Path
         listener.listen()
 
         def reply() -> None:
-            connection, _ = listener.accept()
+            connection, __ = listener.accept()
             with connection:
                 connection.recv(4096)
                 connection.sendall(answer)

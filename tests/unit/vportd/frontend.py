@@ -244,17 +244,17 @@ class FrontEnd:
         want = 12
         while len(data) < want:
             try:
-                part, ancillary, _, _ = self.sock.recvmsg(want - len(data), 1024)
+                part, ancillary, __, __ = self.sock.recvmsg(want - len(data), 1024)
             except ConnectionResetError:
                 raise Closed from None
             if not part:
                 raise Closed
-            for _, _, raw in ancillary:
+            for __, __, raw in ancillary:
                 fds.frombytes(raw)
             data += part
             if len(data) == 12:
                 want += struct.unpack_from("<I", data, 8)[0]
-        got, flags, _ = struct.unpack_from("<III", data)
+        got, flags, __ = struct.unpack_from("<III", data)
         assert (got, flags) == (request, 5)
         return data[12:], list(fds)
 

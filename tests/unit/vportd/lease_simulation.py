@@ -216,7 +216,7 @@ class World:
     def run(self, until):
         self.at(self.random.uniform(1, 60), self.disaster)
         while self.events:
-            now, _, what = heapq.heappop(self.events)
+            now, __, what = heapq.heappop(self.events)
             if now > until:
                 break
             what(now)

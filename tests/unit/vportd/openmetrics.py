@@ -61,7 +61,7 @@ def parse(text):
         name, labels, value = match.group(1), match.group(2) or "", match.groups()[-2]
         _need(_FLOAT.fullmatch(value), f"not a number: {line}")
         pairs = re.findall(_LABEL, labels)
-        _need(len({key for key, _ in pairs}) == len(pairs), f"a label twice: {line}")
+        _need(len({key for key, __ in pairs}) == len(pairs), f"a label twice: {line}")
         _need(current, f"a sample without a family: {line}")
         family = families[current]
         _need(name.startswith(current), f"{name} in family {current}")
@@ -75,9 +75,9 @@ def parse(text):
 
 def _check(name, family):
     samples, kind = family["samples"], family["type"]
-    keys = [(suffix, tuple(sorted(labels.items()))) for suffix, labels, _ in samples]
+    keys = [(suffix, tuple(sorted(labels.items()))) for suffix, labels, __ in samples]
     _need(len(set(keys)) == len(keys), f"{name}: the same sample twice")
-    names = {frozenset(labels) - {"le"} for _, labels, _ in samples}
+    names = {frozenset(labels) - {"le"} for __, labels, __ in samples}
     _need(len(names) <= 1, f"{name}: other labels in other samples")
     _need(kind not in ("info", "stateset") or not family["unit"], f"{name}: a {kind} has no unit")
     _need(kind != "info" or name + "_info" not in names, name)
@@ -91,13 +91,13 @@ def _check(name, family):
             _need(value >= 0 and not math.isnan(value), f"{name}: {value}")
         if kind == "stateset":
             _need(name in labels and value in (0, 1), f"{name}: a state is 0 or 1, its label is the family's name")
-    _need(len({rest for rest, _ in groups}) == len(groups), f"{name}: the samples of a metric are not together")
+    _need(len({rest for rest, __ in groups}) == len(groups), f"{name}: the samples of a metric are not together")
     for rest, members in groups:
         if kind == "histogram":
             buckets = [(float(labels["le"]), value) for suffix, labels, value in members if suffix == "_bucket"]
             _need(buckets == sorted(buckets), f"{name} {rest}: buckets out of order")
-            _need([one for _, one in buckets] == sorted(one for _, one in buckets), f"{name} {rest}: not cumulative")
+            _need([one for __, one in buckets] == sorted(one for __, one in buckets), f"{name} {rest}: not cumulative")
             _need(buckets and buckets[-1][0] == math.inf, f"{name} {rest}: no +Inf bucket")
-            counts = [value for suffix, _, value in members if suffix == "_count"]
+            counts = [value for suffix, __, value in members if suffix == "_count"]
             _need(counts == [buckets[-1][1]], f"{name} {rest}: count is not the +Inf bucket")
-            _need(any(suffix == "_sum" for suffix, _, _ in members), f"{name} {rest}: no sum")
+            _need(any(suffix == "_sum" for suffix, __, __ in members), f"{name} {rest}: no sum")

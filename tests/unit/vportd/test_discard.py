@@ -43,7 +43,7 @@ def test_zeroes_come_where_the_mapping_says_and_nowhere_else(kind, disk):
 
 
 def test_one_bad_segment_and_none_is_done(disk):
-    engine, _, queue = disk
+    engine, __, queue = disk
     good = segment(0, 8)
     for content, status in {
         good + segment(3 * MIB // 512, 8): IOERR,  # in the hole
@@ -90,7 +90,7 @@ def test_limits_are_in_the_configuration(engine, make_vport, front_end):
 
 
 def test_what_was_written_after_a_discard_stays(disk):
-    _, _, queue = disk
+    __, __, queue = disk
     assert queue.do(DISCARD, data=segment(0, 64))[0] == OK
     assert queue.do(OUT, 8, b"w" * 4096)[0] == OK
     assert queue.do(IN, 0, length=12288)[:2] == (OK, bytes(4096) + b"w" * 4096 + bytes(4096))

@@ -68,7 +68,7 @@ def rings(queue):
 
 
 def test_a_broken_ring_stops_its_queue_and_nothing_else(stand):
-    engine, hostile, _ = stand
+    engine, hostile, __ = stand
     queue = hostile.queues[0]
     before = engine.storage.read_bytes()[: 8 * MIB]
     for name in rings(queue):
@@ -96,7 +96,7 @@ def test_a_broken_ring_stops_its_queue_and_nothing_else(stand):
 
 
 def test_an_index_that_jumps_or_a_head_outside_breaks_the_queue(stand):
-    engine, hostile, _ = stand
+    engine, hostile, __ = stand
     queue = hostile.queues[0]
     queue.memory.write(queue.avail + 2, struct.pack("<H", queue.size + 1))
     os.eventfd_write(queue.kick_fd, 1)
@@ -123,7 +123,7 @@ def test_a_head_that_is_in_flight_is_not_taken_twice(make_engine, make_vport, fr
 
 
 def test_a_buffer_outside_memory_gets_an_error_and_no_io(stand):
-    engine, hostile, _ = stand
+    engine, hostile, __ = stand
     queue = hostile.queues[0]
     before = engine.storage.read_bytes()
     for gpa, size in (
@@ -144,7 +144,7 @@ def test_a_buffer_outside_memory_gets_an_error_and_no_io(stand):
             while queue.seen == queue.used_idx():
                 assert time.monotonic() < deadline
             head = 3 * slot
-            _, _, status, _ = queue.busy[head]
+            __, __, status, __ = queue.busy[head]
             assert queue.memory.read(status, 1)[0] == IOERR
             queue.busy[head] = (slot, OUT, status, [])
             queue.reap()
@@ -167,14 +167,14 @@ def test_random_descriptors_and_rings_never_kill_a_worker(stand):
         HIGH_GPA + HIGH_SIZE - 8,
         (1 << 64) - 4,
     ]
-    for _ in range(60):
+    for __ in range(60):
         for number in range(queue.size):
             address = numbers.choice(spots) + numbers.choice([0, 0, 8, 16])
             length = numbers.choice([0, 1, 16, 48, 512, 4096, 1 << 20, (1 << 32) - 1])
             queue.descriptor(
                 number, min(address, (1 << 64) - 1), length, numbers.randrange(8), numbers.randrange(queue.size + 2)
             )
-        for _ in range(numbers.randrange(1, 9)):
+        for __ in range(numbers.randrange(1, 9)):
             queue.offer(numbers.randrange(queue.size))
         os.eventfd_write(queue.kick_fd, 1)
         hostile.ask(17)
@@ -191,13 +191,15 @@ def test_random_descriptors_and_rings_never_kill_a_worker(stand):
 
 
 def test_a_hostile_in_flight_region_is_not_believed(stand):
-    engine, hostile, _ = stand
+    engine, hostile, __ = stand
     queue = hostile.queues[0]
     numbers = random.Random(3)
-    for _ in range(20):
+    for __ in range(20):
         hostile.stop_queue(0)
         os.pwrite(
-            hostile.inflight[1], struct.pack("<QHHHH", 0, 1, queue.size, *(numbers.randrange(1 << 16) for _ in "ab")), 0
+            hostile.inflight[1],
+            struct.pack("<QHHHH", 0, 1, queue.size, *(numbers.randrange(1 << 16) for __ in "ab")),
+            0,
         )
         os.pwrite(hostile.inflight[1], numbers.randbytes(16 * queue.size), 16)
         hostile.start_queue(0)
@@ -246,7 +248,7 @@ def test_a_message_that_breaks_the_protocol_ends_its_connection_alone(stand):
     engine, hostile, honest = stand
     open_files = None
     for name, (request, payload, count, flags) in MESSAGES.items():
-        fds = [os.memfd_create("x") for _ in range(count)]
+        fds = [os.memfd_create("x") for __ in range(count)]
         for fd in fds:
             os.ftruncate(fd, 8192)
         size = len(payload) if flags >> 32 == 0 else flags >> 32
@@ -270,9 +272,9 @@ def test_a_message_that_breaks_the_protocol_ends_its_connection_alone(stand):
 
 
 def test_random_bytes_end_the_connection(stand):
-    engine, hostile, _ = stand
+    engine, hostile, __ = stand
     numbers = random.Random(11)
-    for _ in range(40):
+    for __ in range(40):
         with_fd = numbers.random() < 0.3
         fds = [os.memfd_create("x")] if with_fd else []
         payload = numbers.randbytes(numbers.choice([0, 4, 8, 12, 16, 24, 40, 72, 200]))

@@ -75,7 +75,7 @@ def test_a_request_that_leaves_the_mapping_does_no_io_and_gets_an_error(backend,
     for name, (kind, sector, size) in OUTSIDE.items():
         mark = b"\x5a" * size
         queue.memory.write(queue.slot_base(queue.free[0]) + 0x1000, mark)
-        status, read, _ = queue.do(kind, sector, b"\xff" * size, size)
+        status, read, __ = queue.do(kind, sector, b"\xff" * size, size)
         assert status == IOERR, name
         assert kind == OUT or read == mark, name
     assert engine.storage.read_bytes() == before
@@ -127,10 +127,10 @@ def test_every_ring_layout_works_with_many_requests_outstanding(features, make_e
         for at in range(40):
             written[queue.submit(OUT, at * 8, bytes([round_ + at]) * 4096)] = at
         queue.kick()
-        assert {status for _, status, _, _ in queue.wait(40)} == {OK}
+        assert {status for __, status, __, __ in queue.wait(40)} == {OK}
         read = {queue.submit(IN, at * 8, length=4096, indirect=features & INDIRECT and at % 2): at for at in range(40)}
         queue.kick()
-        for slot, status, data, _ in queue.wait(40):
+        for slot, status, data, __ in queue.wait(40):
             assert (status, data) == (OK, bytes([round_ + read[slot]]) * 4096)
     assert queue.completions == queue.submissions
 
@@ -201,7 +201,7 @@ def test_an_extent_moves_between_two_requests_and_never_inside_one(make_engine, 
     engine = make_engine(latency=[0.0, 0.02])
     rpc = make_vport(engine, luns=[{"lun": 0, "vdisk": "a", "extents": [[0, 0, MIB]]}], bind=VF0)
     queue = front_end(engine.socket()).start()
-    for _ in range(20):
+    for __ in range(20):
         queue.submit(OUT, 0, b"a" * 4096)
     queue.kick()
     wait_for(lambda: rpc.vport_get(vport="vp0")["luns"][0]["queues"][0]["last_avail"] == 20)  # all are taken

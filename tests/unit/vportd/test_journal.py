@@ -15,7 +15,7 @@ def fields(datagram):
     """Read the journal's native protocol."""
     found = {}
     while datagram:
-        line, _, rest = datagram.partition(b"\n")
+        line, __, rest = datagram.partition(b"\n")
         name, equals, value = line.partition(b"=")
         if not equals:
             (length,) = struct.unpack_from("<Q", rest)

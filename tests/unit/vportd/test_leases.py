@@ -116,10 +116,10 @@ def record(engine, offset=LEASE):
         return unpack(file.read(4096))
 
 
-def make(engine, incoming=False, luns=LUNS, name="vp0"):
+def make(engine, incoming=False, luns=None, name="vp0"):
     rpc = engine.rpc()
     rpc.vport_create(vport=name, incoming=incoming)
-    rpc.mapping_set(vport=name, luns=luns)
+    rpc.mapping_set(vport=name, luns=LUNS if luns is None else luns)
     return rpc
 
 
@@ -388,7 +388,7 @@ def test_without_that_it_is_taken_back_after_the_validity_has_passed(hosts, fron
 
 def test_an_unfence_before_the_stop_keeps_the_lease(hosts, front_end):
     hv1, hv2 = hosts("hv1"), hosts("hv2")
-    rpc1, _, front, queue = migrate(hv1, hv2, front_end)
+    rpc1, __, front, queue = migrate(hv1, hv2, front_end)
     rpc1.vport_unfence(vport="vp0")
     base = front.stop_queue(0)
     assert record(hv1).state == HELD
@@ -501,7 +501,7 @@ def test_a_lost_vport_goes_on_when_the_lease_is_free_and_somebody_lifts_its_fenc
 
 def test_what_could_not_be_handed_over_is_when_the_storage_is_back(hosts, front_end):
     hv1, hv2 = hosts("hv1"), hosts("hv2")
-    rpc1, rpc2, front, _ = migrate(hv1, hv2, front_end)
+    rpc1, rpc2, front, __ = migrate(hv1, hv2, front_end)
     with open(hv1.storage, "r+b") as file:  # only its lease cannot be used any more
         file.seek(LEASE)
         good = file.read(4096)
@@ -549,7 +549,7 @@ def test_a_worker_stopped_between_look_and_write_is_dead_before_it_goes_on(what,
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
     time.sleep(0.3 + GRACE + 0.2)
     process.send_signal(signal.SIGCONT)
-    out, _ = process.communicate(timeout=10)
+    out, __ = process.communicate(timeout=10)
     assert (process.returncode, out) == (ends, b"" if ends else b"it goes on\n")
 
 
@@ -611,7 +611,7 @@ def test_an_engine_that_dies_while_it_claims_gets_the_lease_the_next_time(when, 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_source_that_dies_while_it_hands_over_does_so_when_it_is_back(when, hosts, front_end):
     hv1, hv2 = hosts("hv1"), hosts("hv2")
-    _, rpc2, front, _ = migrate(hv1, hv2, front_end)
+    __, rpc2, front, __ = migrate(hv1, hv2, front_end)
     hv1.stop()
     hv1.start_to_die(when, HANDED)
     front.disconnect()
@@ -635,7 +635,7 @@ def test_a_source_that_dies_while_it_hands_over_does_so_when_it_is_back(when, ho
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_destination_that_dies_while_it_takes_over_does_so_when_it_is_back(when, hosts, front_end):
     hv1, hv2 = hosts("hv1"), hosts("hv2")
-    _, _, front, _ = migrate(hv1, hv2, front_end)
+    __, __, front, __ = migrate(hv1, hv2, front_end)
     base = front.stop_queue(0)
     hv2.stop()
     hv2.start_to_die(when, HELD)

@@ -81,8 +81,8 @@ def test_extents_that_crowd_in_one_place_are_found():
 
 def test_tables_that_share_a_byte_of_the_storage_are_told_from_those_that_do_not():
     numbers = random.Random(5)
-    for _ in range(200):
-        spans = [(numbers.randrange(40), numbers.randrange(1, 4)) for _ in range(numbers.randrange(1, 8))]
+    for __ in range(200):
+        spans = [(numbers.randrange(40), numbers.randrange(1, 4)) for __ in range(numbers.randrange(1, 8))]
         taken = [at for start, size in spans for at in range(start, start + size)]
         table = ExtentTable.of([(at * 10, start, size, False) for at, (start, size) in enumerate(spans)])
         assert disjoint([table]) == (len(taken) == len(set(taken)))

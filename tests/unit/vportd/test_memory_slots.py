@@ -62,7 +62,7 @@ def test_memory_is_added_and_removed_under_a_running_queue(front):
 )
 def test_a_region_that_cannot_be_ends_the_connection(request_, region, files, front):
     front.start()
-    fds = [os.memfd_create("bad") for _ in range(files)]
+    fds = [os.memfd_create("bad") for __ in range(files)]
     for fd in fds:
         os.ftruncate(fd, 8192)
     front.send(request_, struct.pack("<QQQQQ", 0, *region), fds)

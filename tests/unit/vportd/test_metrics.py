@@ -25,7 +25,7 @@ def ask(path, request=b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"):
         answer = b""
         while part := sock.recv(65536):
             answer += part
-    head, _, body = answer.partition(b"\r\n\r\n")
+    head, __, body = answer.partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
     return status, dict(line.split(": ", 1) for line in lines), body.decode()
 
@@ -90,14 +90,14 @@ def test_there_are_no_metrics_unless_they_are_asked_for(engine, make_vport):
     ],
 )
 def test_anything_but_a_request_for_the_metrics_is_refused(request_, status, measured):
-    line, _, body = ask(measured.run_dir / "metrics.sock", request_)
+    line, __, body = ask(measured.run_dir / "metrics.sock", request_)
     assert line == f"HTTP/1.1 {status}"
     assert (body == "") == request_.startswith(b"HEAD")
 
 
 def test_those_who_ask_and_do_not_listen_keep_nobody_else_out_for_long(measured):
     path = measured.run_dir / "metrics.sock"
-    idle = [socket.socket(socket.AF_UNIX) for _ in range(CONNECTIONS + 1)]
+    idle = [socket.socket(socket.AF_UNIX) for __ in range(CONNECTIONS + 1)]
     for sock in idle:
         sock.connect(str(path))
         sock.settimeout(20)
@@ -152,7 +152,7 @@ def test_the_dashboard_asks_for_nothing_but_what_there_is(measured, make_vport, 
     there = {
         family + suffix
         for family, one in parse(ask(measured.run_dir / "metrics.sock")[2]).items()
-        for suffix, _, _ in one["samples"]
+        for suffix, __, __ in one["samples"]
     }
     dashboard = json.loads((checkout / "docs/monitoring/dashboard.json").read_text())
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]

@@ -148,7 +148,7 @@ def test_a_kill_at_any_store_loses_and_repeats_no_request(seed):
         ring.used64 = Words(ring.used64, budget)
         ring.used16 = Words(ring.used16, budget)
         try:
-            open_heads = [head for head, _ in ring.take()]
+            open_heads = [head for head, __ in ring.take()]
             numbers.shuffle(open_heads)
             while open_heads:
                 count = numbers.randrange(1, 4)
@@ -159,9 +159,9 @@ def test_a_kill_at_any_store_loses_and_repeats_no_request(seed):
         used = struct.unpack_from("<H", memory.view, 0x2002)[0]
         given_back = [struct.unpack_from("<I", memory.view, 0x2004 + 8 * at)[0] for at in range(used)]
         ring = start()
-        again = [head for head, _ in ring.start(None)]
+        again = [head for head, __ in ring.start(None)]
         assert [head for head in heads if head in again] == again, "not in the order they were taken in"
-        rest = [head for head, _ in ring.take()]
+        rest = [head for head, __ in ring.take()]
         assert sorted(given_back + again + rest) == sorted(heads)
         os.close(memory_fd)
         os.close(inflight_fd)
@@ -172,7 +172,7 @@ def test_bits_of_the_dirty_log_survive_two_writers(kind):
     set_bits = atomic.or_byte if kind == "libatomic" else atomic._or_byte_by_futex
     fd = os.memfd_create("log")
     os.ftruncate(fd, 4096)
-    logs = [DirtyLog(fd, 4096, 0) for _ in range(2)]
+    logs = [DirtyLog(fd, 4096, 0) for __ in range(2)]
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from vportd import atomic\nfrom vportd.dirty_log import DirtyLog\nimport sys\n"

@@ -28,13 +28,13 @@ class Stream:
         self.thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *__):
         self.stop.set()
         self.thread.join(60)
         assert self.problem is None, self.problem
 
     def _check(self, found):
-        for slot, status, data, _ in found:
+        for slot, status, data, __ in found:
             assert status == OK
             self.count += 1
             if data:
@@ -257,7 +257,7 @@ def test_a_memory_table_is_replaced_under_running_requests(make_engine, make_vpo
     front = front_end(engine.socket())
     queue = front.start()
     with Stream(queue) as stream:
-        for _ in range(10):
+        for __ in range(10):
             front.set_memory()
             time.sleep(0.02)
     assert stream.count > 0

@@ -114,7 +114,7 @@ def test_kill_with_out_of_order_io_outstanding(back_end, front):
     front.start(1)
     os.eventfd_write(queue.kick_fd, 1)
     if isinstance(back_end, Vportd):
-        assert [status for _, status, _, _ in queue.wait(lost)] == [OK] * lost
+        assert [status for __, status, __, __ in queue.wait(lost)] == [OK] * lost
         assert queue.completions == queue.submissions
         assert queue.do(IN, 0, length=512)[0] == OK
     else:

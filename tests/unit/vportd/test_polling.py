@@ -25,7 +25,7 @@ def cpu_ticks(pid):
 def test_an_idle_vport_uses_no_cpu_however_busy_it_was(engine, make_vport, front_end):
     make_vport(engine, bind=VF0)
     queue = front_end(engine.socket()).start()
-    for _ in range(500):
+    for __ in range(500):
         assert queue.do(IN, 0, length=512)[0] == OK
     workers = engine.workers().values()
     before = [cpu_ticks(pid) for pid in workers]

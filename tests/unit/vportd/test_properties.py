@@ -131,7 +131,7 @@ class Owner:
     async def stop_ring(self, ring):
         ring.running = False
 
-    async def _nothing(self, *_):
+    async def _nothing(self, *__):
         return
 
     memory_changed = log_changed = call_changed = rings_stopping = _nothing
@@ -159,7 +159,7 @@ def test_a_connection_of_any_messages_ends_at_most_and_keeps_no_descriptor(talk)
         mine, theirs = socket.socketpair()
         front = FrontEnd(theirs, Owner())
         for request, header_flags, payload, count in talk:
-            fds = [os.memfd_create("x") for _ in range(count)]
+            fds = [os.memfd_create("x") for __ in range(count)]
             for fd in fds:
                 os.ftruncate(fd, 8192)
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []

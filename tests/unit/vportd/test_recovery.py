@@ -42,7 +42,7 @@ def test_a_killed_pf_worker_is_started_again(make_engine, make_vport, front_end)
     queue = front.start()
     assert front.start_log() == (0, 0)
     with Stream(queue) as stream:
-        for _ in range(3):
+        for __ in range(3):
             before = stream.count
             wait_for(lambda before=before: stream.count > before + 50)
             os.kill(engine.workers()["vp0", "pf"], signal.SIGKILL)
@@ -59,7 +59,7 @@ def test_a_killed_engine_comes_back_and_no_request_is_lost(path, make_engine, ma
     front = front_end(engine.socket())
     queue = front.start()
     with Stream(queue) as stream:
-        for _ in range(2):
+        for __ in range(2):
             before = stream.count
             wait_for(lambda before=before: stream.count > before + 100)
             engine.kill()
@@ -79,7 +79,7 @@ def test_a_reconnect_after_a_broken_connection_goes_on_where_it_was(make_engine,
     front = front_end(engine.socket())
     queue = front.start()
     with Stream(queue) as stream:
-        for _ in range(5):
+        for __ in range(5):
             before = stream.count
             wait_for(lambda before=before: stream.count > before + 50)
             front.disconnect()

@@ -93,7 +93,7 @@ def test_samples_of_no_vport_are_refused(quick):
 
 def test_no_more_samples_are_kept_than_said(monkeypatch):
     class Loop:
-        def call_later(self, _, what):
+        def call_later(self, __, what):
             self.next = what
 
     loop = Loop()
@@ -102,7 +102,7 @@ def test_no_more_samples_are_kept_than_said(monkeypatch):
     sampler = Sampler(lambda: Look("pf", "RUNNING", 0, next(count), 0, 0, 0, (0,)), lambda: 0, lambda: None, 1.0)
     sampler.start()
     sampler.wake()
-    for _ in range(KEPT + 100):
+    for __ in range(KEPT + 100):
         loop.next()
     assert len(sampler.since(None)) == KEPT
 

@@ -103,7 +103,7 @@ def service(queue: Queue) -> bool:
                         and chain[4] + length <= high
                         and chain[8] < high
                     ):
-                        kind, _, sector = unpack(view, header)
+                        kind, __, sector = unpack(view, header)
                         position = sector << 9
                         if length and not length & 511 and kind < 2 and (chain[6] & 2 == 0) == kind:
                             stop = position + length
@@ -188,7 +188,7 @@ def _await(queue: Queue) -> bool:
     avail, last = queue.ring.avail, queue.ring.last_avail
     end = _clock() + queue.patience
     while _clock() < end:
-        for _ in range(8):
+        for __ in range(8):
             if avail[1] != last:
                 queue.patience = min(PATIENCE, queue.patience * 1.25)
                 return True

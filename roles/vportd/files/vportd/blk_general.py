@@ -71,7 +71,7 @@ def general(queue: Queue, head: int, chain: Chain, dirty: list[Chain]) -> int | 
         status[0] = VIRTIO_BLK_S_IOERR
         dirty.append(only_status)
         return 1
-    kind, _, sector = _header(header, 0)
+    kind, __, sector = _header(header, 0)
     sent = _cut(readable, VIRTIO_BLK_REQ_HEADER_SIZE, None)
     room = _cut(writable, 0, sum(map(len, writable)) - 1)
     storage = queue.device.storage

@@ -38,7 +38,7 @@ def send(sock: socket.socket, message: dict[str, object], fds: list[int]) -> Non
 def receive(sock: socket.socket) -> tuple[dict[str, object], list[int]]:
     """Receive one message; its descriptors become the caller's. Raises BlockingIOError, ChannelClosed."""
     try:
-        body, ancillary, flags, _ = sock.recvmsg(MAX_PACKET, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+        body, ancillary, flags, __ = sock.recvmsg(MAX_PACKET, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError as problem:
         raise ChannelClosed(str(problem)) from problem
     fds = array("i")

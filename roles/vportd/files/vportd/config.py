@@ -71,7 +71,7 @@ def metrics_address(value: object) -> tuple[str, int] | str | None:
     if value is None:
         return None
     if isinstance(value, str):
-        host, _, port = value.rpartition(":")
+        host, __, port = value.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         if value.startswith("/"):
             return value

@@ -183,13 +183,13 @@ class FrontEnd(FrontEndState):
         return struct.pack(spec.U64, spec.MAX_MEM_SLOTS)
 
     async def _add_mem_reg(self, message: Message) -> None:
-        _, gpa, size, user, offset = message.unpack(spec.SINGLE_MEM_REGION)
+        __, gpa, size, user, offset = message.unpack(spec.SINGLE_MEM_REGION)
         self.add_region((gpa, size, user, offset), message.one_fd())
         await self.owner.memory_changed()
         await self._sync_all()
 
     async def _rem_mem_reg(self, message: Message) -> None:
-        _, gpa, size, user, _ = message.unpack(spec.SINGLE_MEM_REGION)
+        __, gpa, size, user, __ = message.unpack(spec.SINGLE_MEM_REGION)
         self.remove_region(gpa, size, user)
         await self.owner.memory_changed()
         await self._sync_all()
@@ -257,7 +257,7 @@ class FrontEnd(FrontEndState):
         ring.base = base & 0xFFFF
 
     async def _get_vring_base(self, message: Message) -> bytes:
-        index, _ = message.unpack(spec.VRING_STATE)
+        index, __ = message.unpack(spec.VRING_STATE)
         ring = self._ring(index)
         if ring.running:
             await self.owner.stop_ring(ring)
@@ -326,7 +326,7 @@ class FrontEnd(FrontEndState):
         raise Refused("the configuration of the device cannot be written")
 
     async def _get_inflight_fd(self, message: Message) -> tuple[bytes, int]:
-        _, _, queues, size = self._inflight(message)
+        __, __, queues, size = self._inflight(message)
         if not 0 < queues <= QUEUES or not 0 < size <= VIRTQ_MAX_SIZE:
             raise ProtocolError(f"an in-flight region for {queues} queues of {size}")
         # A guest may make its queue larger than the front end announces (SeaBIOS does), so there is room for that.

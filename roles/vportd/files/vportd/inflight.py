@@ -60,7 +60,7 @@ class InflightRegion:
             halves[4] = INFLIGHT_VERSION
             return []
         head = halves[6]
-        for _ in range(behind):  # the last batch reached the used ring, but was not yet taken off the list
+        for __ in range(behind):  # the last batch reached the used ring, but was not yet taken off the list
             if head >= self.size:
                 raise MemoryFault(f"in-flight region names head {head} of a queue of {self.size}")
             word = words[2 + 2 * head]

@@ -78,7 +78,7 @@ def unpack(block: bytes) -> Record:
         raise LeaseDamaged("the block of the lease holds something else")
     if hashlib.sha256(body).digest() != checksum:
         raise LeaseDamaged("the checksum of the lease does not fit its content")
-    _, version, state, generation, stamp, owner, nonce, following, name, vdisk, validity = _FIELDS.unpack(body)
+    __, version, state, generation, stamp, owner, nonce, following, name, vdisk, validity = _FIELDS.unpack(body)
     if version != VERSION or state >= len(STATES):
         raise LeaseDamaged(f"the lease is of version {version} and state {state}, which this engine does not know")
     owner, nonce, following = (one.hex() if any(one) else "" for one in (owner, nonce, following))

@@ -106,7 +106,7 @@ class LunPort:
         loop = asyncio.get_running_loop()
         while not self._closing:
             try:
-                connection, _ = await loop.sock_accept(self._listener)
+                connection, __ = await loop.sock_accept(self._listener)
             except OSError as problem:
                 journal.error(f"{self.address}: cannot accept a connection: {problem}")
                 await asyncio.sleep(1)

@@ -167,7 +167,7 @@ def refuse_lease_overlap(vport: str, luns: tuple[Lun, ...], others: list[tuple[s
                     vdisk=one.vdisk,
                 )
     everything = [(vport, luns), *others]
-    blocks = sorted(one.lease for _, owned in everything for one in owned if one.lease is not None)
+    blocks = sorted(one.lease for __, owned in everything for one in owned if one.lease is not None)
     for name, owned in everything if blocks else ():
         for one in owned:
             for start, end in zip(one.extents.physicals, one.extents.physical_ends(), strict=True):
@@ -244,7 +244,7 @@ def only_grows(before: tuple[Lun, ...], after: tuple[Lun, ...]) -> bool:
 
 def refuse_overlap(vport: str, luns: tuple[Lun, ...], others: list[tuple[str, tuple[Lun, ...]]]) -> None:
     """Raise RpcError INVALID when two extents of the mapping share a physical byte, or one with another vport's."""
-    if disjoint(one.extents for _, owned in [(vport, luns), *others] for one in owned):
+    if disjoint(one.extents for __, owned in [(vport, luns), *others] for one in owned):
         return
     pieces = [
         (extent[1], extent[1] + extent[2], name, one)

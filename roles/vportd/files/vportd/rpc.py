@@ -72,7 +72,7 @@ def words(kind: Any) -> str:
     """Return an annotation in the words of JSON."""
     if isinstance(kind, types.UnionType):
         return " or ".join(words(one) for one in typing.get_args(kind))
-    return "null" if kind is type(None) else _WORDS[typing.get_origin(kind) or kind]
+    return "null" if kind is types.NoneType else _WORDS[typing.get_origin(kind) or kind]
 
 
 class RpcServer:
@@ -106,7 +106,7 @@ class RpcServer:
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         credentials = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        pid, uid, _ = struct.unpack("3i", credentials)
+        pid, uid, __ = struct.unpack("3i", credentials)
         self._writers.add(writer)
         try:
             if uid not in (0, os.geteuid()):

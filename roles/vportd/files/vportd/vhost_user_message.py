@@ -44,7 +44,7 @@ class Connection:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.socket = sock
-        self.pid, self.uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        self.pid, self.uid, __ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
 
     @property
     def comm(self) -> str:
@@ -77,7 +77,7 @@ class Connection:
         data = b""
         while len(data) < size:
             try:
-                part, ancillary, flags, _ = self.socket.recvmsg(
+                part, ancillary, flags, __ = self.socket.recvmsg(
                     size - len(data), socket.CMSG_SPACE(64 * 4), socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:

@@ -195,7 +195,7 @@ class Virtqueue:
 
     def chain(self, head: int) -> Chain:
         """Return the chain that starts at ``head``, the slow way. Raises RingBroken, MemoryFault."""
-        address, length, flags, _ = _one(self.desc, head << 4)
+        address, length, flags, __ = _one(self.desc, head << 4)
         if not flags & _INDIRECT:
             return self._direct(head)
         if not self.indirect or flags & _NEXT or not length or length & 15 or length > MAX_CHAIN * 16:
@@ -211,7 +211,7 @@ class Virtqueue:
         desc = self.desc
         chain: Chain = ()
         index = head
-        for _ in range(min(size, MAX_CHAIN)):
+        for __ in range(min(size, MAX_CHAIN)):
             one = _one(desc, index << 4)
             if one[2] & _INDIRECT:
                 raise RingBroken(f"descriptor {index}: an indirect table inside a chain is not taken")
@@ -227,7 +227,7 @@ class Virtqueue:
     def _walk(table: Chain, count: int, index: int) -> Chain:
         """Bring an indirect table of ``count`` descriptors into chain order. Raises RingBroken."""
         order = []
-        for _ in range(count):
+        for __ in range(count):
             at = index * 4
             flags = table[at + 2]
             if flags & _INDIRECT:
@@ -261,7 +261,7 @@ class Virtqueue:
             used += 1
         self.used = used = used & 0xFFFF
         self.used16[1] = used
-        for head, _ in done:
+        for head, __ in done:
             words[2 + 2 * head] &= ~0xFF
         halves[7] = used
         fence()

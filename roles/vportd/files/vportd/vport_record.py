@@ -293,7 +293,7 @@ class VportRecord:
                     record = self._queue_record(port.lun.lun, ring)
                     addresses = {"desc": ring.desc, "avail": ring.avail, "used_ring": ring.used}
                     for name, user in addresses.items():
-                        for gpa, size, start, _ in front.memory:
+                        for gpa, size, start, __ in front.memory:
                             if start <= user < start + size:
                                 addresses[name] = gpa + user - start
                     queues.append(

@@ -118,7 +118,7 @@ class VportWorkers(VportRecord):
                 content.append(packed)
             file = TemporaryMemory("vportd-mapping", content)
             self._packed = (self.luns, records, file)
-        _, records, file = self._packed
+        __, records, file = self._packed
         await client.call("mapping", [file.fd], ANSWER_TIMEOUT, luns=records)
 
     @staticmethod
@@ -182,7 +182,7 @@ class VportWorkers(VportRecord):
             front.rings[index].broken = why
             front.rings[index].running = False
             self.note("broken", lun=port.lun.lun, queue=index, why=why)
-        for index, _, _, resubmitted in answer["queues"]:
+        for index, __, __, resubmitted in answer["queues"]:
             front.rings[index].broken = None
             front.rings[index].running = True
             if resubmitted:

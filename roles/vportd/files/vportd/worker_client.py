@@ -134,7 +134,7 @@ class WorkerClient:
     def _exited(self) -> None:
         self._loop.remove_reader(self._pidfd)
         self._loop.remove_reader(self._socket)
-        _, status = os.waitpid(self.pid, 0)
+        __, status = os.waitpid(self.pid, 0)
         code = os.waitstatus_to_exitcode(status)
         if not self.failed:
             self.exit_text = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
