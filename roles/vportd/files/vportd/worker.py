@@ -124,14 +124,10 @@ class Worker(WorkerQueues):
                 timeout = 0 if ready else gate.idle(errors.timeout(storage.timeout()))
             else:  # until the engine says that there is a new grant
                 timeout = gate.idle(storage.timeout())
-<<<<<<< HEAD
             events = poll(timeout)
             if hurry[0]:  # the command that it is for is among the events
                 hurry[0] = 0
-            for fd, _ in events:
-=======
-            for fd, __ in poll(timeout):
->>>>>>> wD
+            for fd, __ in events:
                 queue = kicks.get(fd)
                 if queue is not None:
                     if not self.suspended and queue not in self.stopping:
