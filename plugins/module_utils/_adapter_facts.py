@@ -13,7 +13,7 @@ from typing import Any
 from . import _nvme, _nvme_admin, _sriov
 from ._errors import CommandFailed
 from ._host import Host
-from ._pool import WIPED_TAG, Lvm
+from ._pool import LEASES, WIPED_TAG, Lvm
 from ._users import users_of
 
 _LIVE = "live"
@@ -142,6 +142,7 @@ def _pool(host: Host, device: str) -> dict[str, Any]:
             "vdisks": [
                 {"name": name, "size": int(one["lv_size"]), "ready": _ready(one)}
                 for name, one in {one["lv_name"]: one for one in volumes}.items()
+                if name != LEASES
             ],
             "reason": None,
         }

@@ -349,7 +349,7 @@ def _lease(vdisk: str, state: str, owner: str | None, following: str | None = No
 
 
 def test_leases_that_another_host_has_are_taken_only_by_force(v1: Modules, engine: Engine) -> None:
-    engine.leases = [_lease("root", "held", HOST_ID), _lease("data", "held", "1" * 32)]
+    engine.leases = [_lease("root", "held", HOST_ID), _lease("data", "elsewhere", "1" * 32)]
     before = engine.fingerprint()
     message = v1.refused("vport_lease", vport="v1")
     assert "vdisk data of vport v1 is leased to hv1 (generation 5)" in message

@@ -335,7 +335,7 @@ def test_rings_of_an_arriving_vm_wait_until_the_lease_is_handed(hosts, front_end
     assert queue.reap() == []
     assert hv1.storage.read_bytes()[8 * MIB : 8 * MIB + 512] == bytes(512)
     found = lease(rpc2)
-    assert (found["state"], found["owner_name"]) == ("held", "hv1")
+    assert (found["state"], found["owner_name"]) == ("elsewhere", "hv1")
     assert rpc2.vport_get(vport="vp0")["incoming"]
     rpc1.vport_fence(vport="vp0", when="now", next=IDS["hv2"])
     assert queue.wait(1)[0][1] == OK

@@ -16,7 +16,7 @@ from vportd.lease_disk import LeaseDisk
 from vportd.lease_gate import Gate
 from vportd.lease_keeper import Keeper
 from vportd.lease_protocol import Lease
-from vportd.lease_record import HANDED, HELD, Record
+from vportd.lease_record import CLAIM, HANDED, HELD, Record
 from vportd.mapping import Lun
 from vportd.surroundings import Surroundings
 
@@ -442,6 +442,8 @@ class VportLeases:
             state = "lost"
         elif lease.mine is not None:
             state = HELD if lease_gate.now() < lease.valid_until else "expired"
+        elif state in (HELD, CLAIM):  # not as this engine's
+            state = "expired" if found.owner == self._around.host.host else "elsewhere"
         return {
             "offset": keeper.offset,
             "state": state,
