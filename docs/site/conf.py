@@ -15,4 +15,5 @@ html_theme_options = {
     "sidebar_width": "16rem",
 }
 html_show_sourcelink = False
+html_show_copyright = False
 html_copy_source = False
