@@ -261,7 +261,7 @@ def slow_device(directory: Path, quick: bool, repeats: int, seconds: float) -> l
     directory.mkdir()
     backing = directory / "backing"
     with open(backing, "wb") as file:
-        for _ in range(SPAN // MIB):
+        for __ in range(SPAN // MIB):
             file.write(os.urandom(MIB))
     with SlowFile(directory / "slow", backing, LATENCY) as slow, loop_device(slow.point) as device:
         ours = Ours(directory, SPAN, device)
