@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from tests.lab.driver import HOME, Lab, other, wait_until
+from tests.lab.driver import HOME, Lab, other, play, wait_until
 from tests.lab.load import BLOCKS, MIB, Load
 
 VM = "tenant1"
@@ -47,4 +47,5 @@ def test_back_from_the_dead(lab: Lab, module: Module) -> None:
     assert module(source, "vport_fence", vport=VM, state="absent")["changed"]
     wait_until("write after that", lambda: lab.vports(source)[VM]["luns"][0]["counters"]["writes"] > writes[0] + 10, 60)
     load.check()
+    play("recover", vm=VM)  # its VF worker was ended when it woke up, so it is on the PF
     assert lab.settled(VM) == source
