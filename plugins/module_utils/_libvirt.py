@@ -19,6 +19,7 @@ from ._errors import IovlabError, Refused, StepFailed
 from ._migration import RUNNING, Guest, Progress, Side
 
 CONNECT_TIMEOUT = 30.0
+KEEP_ALIVE = (5, 4)  # seconds between questions, and how many may stay without an answer
 ABORT_TIMEOUT = 60.0
 _POLL = 0.1
 _MIB = 1024 * 1024
@@ -30,7 +31,14 @@ def load() -> ModuleType:
 
     module: ModuleType = libvirt
     module.registerErrorHandler(lambda _context, _error: None, None)  # errors come as exceptions, not on stderr as well
+    module.virEventRegisterDefaultImpl()  # sends what keeps connections alive; has to be there before the first of them
+    threading.Thread(target=_run_events, args=(module,), daemon=True).start()
     return module
+
+
+def _run_events(module: ModuleType) -> None:
+    while True:
+        module.virEventRunDefaultImpl()
 
 
 def load_or_respawn(load: Callable[[], Any], binding: str) -> Any:
@@ -68,6 +76,9 @@ class Hypervisor:
                 f"{what}: libvirt of {uri} cannot be reached: {said(exc)}; check that the host is up, its libvirt "
                 "daemon runs and this host's root may log in"
             ) from exc
+        # A host that is gone without a word would else be waited for until TCP gives up, for a quarter of an hour.
+        with suppress(libvirt.libvirtError):
+            self.connection.setKeepAlive(*KEEP_ALIVE)
 
     def side(self, name: str) -> Side:
         capabilities = ElementTree.fromstring(self.connection.getCapabilities())
@@ -337,7 +348,8 @@ class Migration:
     def _settle(self) -> tuple[str, str]:
         """After a failure: see that the guest runs in one place, the source if possible. (place, sentence)"""
         try:
-            there = self._destination.guest(self._name)
+            late = f"{self._destination.uri} does not answer"
+            there = Background(lambda: self._destination.guest(self._name)).result(CONNECT_TIMEOUT, late)
         except IovlabError as exc:
             return "unknown", f"the destination cannot be asked ({exc}); look by hand where {self._name} runs"
         here = self._source.guest(self._name)

@@ -101,6 +101,9 @@ class Connection:
     domains: list[Domain] = field(default_factory=list)
     closed: bool = False
 
+    def setKeepAlive(self, interval: int, count: int) -> int:
+        return 0
+
     def getCapabilities(self) -> str:
         return self.capabilities
 

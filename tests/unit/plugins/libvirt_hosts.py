@@ -152,6 +152,11 @@ class Host:
     hostname: str
     uuid: str
     domains: dict[str, Domain] = field(default_factory=dict)
+    keep_alive: tuple[int, int] | None = None
+
+    def setKeepAlive(self, interval: int, count: int) -> int:
+        self.keep_alive = (interval, count)
+        return 0
 
     def getCapabilities(self) -> str:
         return f"<capabilities><host><uuid>{self.uuid}</uuid></host></capabilities>"

@@ -53,6 +53,7 @@ def test_the_vm_moves_and_the_numbers_are_told(network: Network, modules: Module
     assert network.here.domains == {}
     assert network.there.domains["web1"].state_now == 1
     assert result["runs_on"] == "hypervisor2"
+    assert network.there.keep_alive is not None, "a link that is cut would be waited for until TCP gives up"
     assert result["vports"] == ["v1"]
     numbers = result["migration"]
     assert (numbers["total_time"], numbers["downtime"], numbers["iterations"]) == (16.0, 0.14, 4)

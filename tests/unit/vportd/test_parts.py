@@ -81,7 +81,7 @@ def test_the_table_of_granules_leads_where_the_rows_do(found, size, readonly):
     assert copy.deltas == made.deltas
     assert copy.granule == made.granule
     for number, delta in enumerate(copy.deltas):
-        for at in {number << copy.granule, ((number + 1) << copy.granule) - 1}:
+        for at in (number << copy.granule, ((number + 1) << copy.granule) - 1):
             start, end, wanted, locked = copy.one(at)
             assert delta == (HOLE if start == end or locked else wanted)
     assert len(copy.deltas) in (0, copy.capacity >> copy.granule)
