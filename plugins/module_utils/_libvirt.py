@@ -105,15 +105,15 @@ class Hypervisor:
             active = bool(domain.isActive())
             description = ElementTree.fromstring(domain.XMLDesc(0))
             state = state_name(domain)
-            busy = active and domain.jobInfo()[0] != 0
+            operation = self._job_operation(domain) if active and domain.jobInfo()[0] != 0 else None
             return Guest(
                 name=name,
                 uuid=domain.UUIDString(),
                 state=state,
                 active=active,
                 persistent=bool(domain.isPersistent()),
-                busy=busy,
-                leaving=busy and self._leaving(domain),
+                busy=operation not in (None, self._libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN),
+                leaving=operation == self._libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT,
                 sockets=tuple(_vhost_user_sockets(description)),
                 host_devices=tuple(host_devices(description)),
             )
@@ -124,10 +124,14 @@ class Hypervisor:
                 f"name: libvirt of {self.uri} cannot tell about {name}: {said(exc)}; look at its log"
             ) from exc
 
-    def _leaving(self, domain: Any) -> bool:
-        """Whether the job that the domain has now is a migration to another host."""
-        outgoing = self._libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT
-        return bool(domain.jobStats().get(self._libvirt.VIR_DOMAIN_JOB_OPERATION) == outgoing)
+    def _job_operation(self, domain: Any) -> int:
+        """What the job is that the domain has now. Of a migration that comes in libvirt tells no statistics."""
+        try:
+            return int(domain.jobStats().get(self._libvirt.VIR_DOMAIN_JOB_OPERATION, 0))
+        except self._libvirt.libvirtError as exc:
+            if exc.get_error_code() != self._libvirt.VIR_ERR_OPERATION_UNSUPPORTED:
+                raise
+            return int(self._libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN)
 
     def abort(self, name: str) -> None:
         """End the migration of ``name`` to another host, whoever began it, and see that it stays."""

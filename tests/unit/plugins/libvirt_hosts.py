@@ -75,6 +75,8 @@ class Domain:
             return self.completed
         if not self.job:
             return {"type": 0}
+        if self.operation == 4:  # it comes in
+            raise libvirtError("Operation not supported: migration statistics are only on the source host", 84)
         return {
             "type": 2,
             "operation": self.operation,
@@ -217,7 +219,9 @@ class _Library:
     VIR_MIGRATE_PARAM_BANDWIDTH = "bandwidth"
     VIR_DOMAIN_JOB_STATS_COMPLETED = 1
     VIR_DOMAIN_JOB_OPERATION = "operation"
+    VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN = 4
     VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT = 5
+    VIR_ERR_OPERATION_UNSUPPORTED = 84
     VIR_DOMAIN_UNDEFINE_NVRAM = 4
     VIR_DOMAIN_UNDEFINE_MANAGED_SAVE = 1
     VIR_ERR_NO_DOMAIN = 42

@@ -364,6 +364,14 @@ def test_no_migration_to_abort_is_fine(network: Network, modules: Modules) -> No
     assert network.opened == ["qemu:///system"] * 3, "no destination is asked"
 
 
+def test_a_migration_that_comes_in_is_not_this_host_s_to_abort(network: Network, modules: Modules) -> None:
+    coming = network.here.domains["web1"]
+    coming.state_now, coming.job, coming.operation = 3, True, 4
+    result = modules.settles("vm_migrate", network.fingerprint, **ABORT)
+    assert not result["changed"]
+    assert not network.aborted.is_set()
+
+
 def test_no_vm_to_abort_a_migration_of_is_said(network: Network, modules: Modules) -> None:
     network.here.domains.clear()
     result = modules.vm_migrate(**ABORT)
