@@ -19,10 +19,20 @@ Rpc = Callable[..., Any]
 Guest = Callable[..., str]
 
 
+SOAK = int(os.environ.get("IOVLAB_SOAK", "1"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Cases marked ``long`` are for `make soak`; `make test` has a case of each kind without them."""
+    if SOAK == 1:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
 @pytest.fixture(scope="session")
 def soak() -> int:
     """How many times longer than usual a loop should run: 1, or what `make soak` says."""
-    return int(os.environ.get("IOVLAB_SOAK", "1"))
+    return SOAK
 
 
 @pytest.fixture(scope="session")

@@ -146,6 +146,7 @@ class Lab:
 
     def __init__(self) -> None:
         self._hosts: dict[str, Host] = {}
+        self._off: set[str] = set()
 
     def host(self, name: str) -> Host:
         if name not in self._hosts:
@@ -155,8 +156,8 @@ class Lab:
     def forget(self, name: str) -> None:
         """The connection to a hypervisor that was rebooted is of no use."""
         host = self._hosts.pop(name, None)
-        if host is not None and "client" in vars(host.backend):
-            host.backend.client.close()
+        if host is not None and (client := vars(host.backend).pop("client", None)) is not None:
+            client.close()  # testinfra would give the same host, and with it the same connection, again
 
     def rpc(self, name: str, method: str, **params: object) -> Any:
         """The answer's result, or its error, of vportd on hypervisor ``name``."""
@@ -184,6 +185,12 @@ class Lab:
         """Pull the plug: its QEMU is killed."""
         os.kill(int((HOME / name / "qemu.pid").read_text()), signal.SIGKILL)
         self.forget(name)
+        self._off.add(name)
+
+    def power_on(self) -> None:
+        """Boot what is off."""
+        play("lab_up")
+        self._off.clear()
 
     def reboot(self, name: str) -> None:
         """Reboot, and return when it is up again."""
@@ -211,7 +218,8 @@ class Lab:
 
     def place(self, vm: str) -> str:
         """The one hypervisor on which ``vm`` runs."""
-        running = [name for name in ("hv1", "hv2") if self.domains(name).get(vm) == "running"]
+        there = [name for name in ("hv1", "hv2") if name not in self._off]
+        running = [name for name in there if self.domains(name).get(vm) == "running"]
         assert len(running) == 1, f"{vm} runs on {running}"
         return running[0]
 

@@ -21,7 +21,7 @@ def begin(lab: Lab, **variables: object) -> tuple[str, Run]:
     return source, run
 
 
-@pytest.mark.parametrize("side", ["source", "destination"])
+@pytest.mark.parametrize("side", [pytest.param("source", marks=pytest.mark.long), "destination"])
 def test_the_engine_is_killed_while_memory_is_copied(lab: Lab, side: str) -> None:
     source, run = begin(lab)
     victim = source if side == "source" else other(source)
@@ -32,6 +32,7 @@ def test_the_engine_is_killed_while_memory_is_copied(lab: Lab, side: str) -> Non
     assert place == (other(source) if code == 0 else source), run.output[-3000:]
 
 
+@pytest.mark.long
 def test_the_link_between_the_hypervisors_is_cut(lab: Lab) -> None:
     source, run = begin(lab, migration_timeout=20)
     links = lab.host(source).check_output("ls /sys/class/net").split()
@@ -45,11 +46,13 @@ def test_the_link_between_the_hypervisors_is_cut(lab: Lab) -> None:
     finally:
         lab.host(source).check_output("ip link set %s up", link)
     assert "was not migrated" in run.output
-    wait_until("link", lambda: lab.host(source).run("ping -c 1 -W 1 %s", address).rc == 0, 60)
+    reached = f"bash -c '</dev/tcp/{address}/22'"
+    wait_until("link", lambda: lab.host(source).run(reached).rc == 0, 60)
     play("recover", vm=VM)
     assert lab.settled(VM) == source
 
 
+@pytest.mark.long
 def test_the_memory_cannot_be_copied_in_time(lab: Lab) -> None:
     source = lab.place(VM)
     said = refused("migrate", vm=VM, to=other(source), migration_timeout=10, migration_bandwidth=1)
@@ -58,6 +61,7 @@ def test_the_memory_cannot_be_copied_in_time(lab: Lab) -> None:
     assert lab.settled(VM) == source
 
 
+@pytest.mark.long
 def test_an_operator_aborts_it(lab: Lab) -> None:
     source, run = begin(lab, migration_bandwidth=1)
     play("migrate_abort", vm=VM)
@@ -113,6 +117,7 @@ def test_without_memory_on_the_destination_nothing_is_begun(lab: Lab) -> None:
     assert lab.vports(source)[VM]["history"] == before
 
 
+@pytest.mark.long
 def test_offline_and_mediated(lab: Lab) -> None:
     """The other two modes: one that ends on the PF, one that shuts the VM down."""
     source = lab.place(VM)

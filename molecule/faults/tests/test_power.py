@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.lab.driver import Lab, Run, other, play, refused, wait_until
 
 VM = "tenant1"
+pytestmark = pytest.mark.long
 
 
 def begin(lab: Lab) -> tuple[str, Run]:
@@ -22,7 +25,7 @@ def test_the_destination_loses_its_power(lab: Lab) -> None:
     assert run.end() != 0
     assert lab.place(VM) == source
     assert f"runs on {source}" in run.output
-    play("lab_up")
+    lab.power_on()
     play("recover", vm=VM)
     assert lab.settled(VM) == source
 
@@ -34,7 +37,7 @@ def test_the_source_loses_its_power(lab: Lab) -> None:
     assert "which cannot be asked" in refused("recover", vm=VM)
     play("recover", vm=VM, lost=source)
     assert lab.place(VM) == other(source)
-    play("lab_up")
+    lab.power_on()
     play("recover", vm=VM)
     assert lab.settled(VM) == other(source)
 
