@@ -105,7 +105,7 @@ class Hypervisor:
             active = bool(domain.isActive())
             description = ElementTree.fromstring(domain.XMLDesc(0))
             state = state_name(domain)
-            operation = self._job_operation(domain) if active and domain.jobInfo()[0] != 0 else None
+            operation = self._job_operation(domain) if active else None
             return Guest(
                 name=name,
                 uuid=domain.UUIDString(),
@@ -124,9 +124,11 @@ class Hypervisor:
                 f"name: libvirt of {self.uri} cannot tell about {name}: {said(exc)}; look at its log"
             ) from exc
 
-    def _job_operation(self, domain: Any) -> int:
-        """What the job is that the domain has now. Of a migration that comes in libvirt tells no statistics."""
+    def _job_operation(self, domain: Any) -> int | None:
+        """What job the domain has now, None without one. Of a migration that comes in libvirt tells nothing."""
         try:
+            if domain.jobInfo()[0] == 0:
+                return None
             return int(domain.jobStats().get(self._libvirt.VIR_DOMAIN_JOB_OPERATION, 0))
         except self._libvirt.libvirtError as exc:
             if exc.get_error_code() != self._libvirt.VIR_ERR_OPERATION_UNSUPPORTED:

@@ -54,6 +54,8 @@ class Domain:
         return f"<domain><name>{self.name}</name><devices>{self.devices}</devices></domain>"
 
     def jobInfo(self) -> list[int]:
+        if self.job and self.operation == 4:  # it comes in
+            raise libvirtError("Operation not supported: migration statistics are only on the source host", 84)
         return [int(self.job)]
 
     def resume(self) -> int:
@@ -75,8 +77,6 @@ class Domain:
             return self.completed
         if not self.job:
             return {"type": 0}
-        if self.operation == 4:  # it comes in
-            raise libvirtError("Operation not supported: migration statistics are only on the source host", 84)
         return {
             "type": 2,
             "operation": self.operation,
