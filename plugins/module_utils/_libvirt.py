@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
@@ -25,6 +26,7 @@ _POLL = 0.1
 _MIB = 1024 * 1024
 
 
+@cache  # a process has one loop of events, however often the binding is asked for
 def load() -> ModuleType:
     """libvirt's binding; ImportError where the distribution's package is missing."""
     import libvirt  # type: ignore[import-not-found, unused-ignore]
