@@ -226,9 +226,9 @@ class Lab:
     def settled(self, vm: str, path: str = "vf") -> str:
         """Check that ``vm`` runs in one place, on ``path``, with its vport there alone; the place."""
         place = self.place(vm)
-        other = "hv1" if place == "hv2" else "hv2"
-        assert vm not in self.domains(other), f"{vm} is still known to {other}"
-        assert vm not in self.vports(other), f"{other} still has its vport"
+        elsewhere = other(place)
+        assert vm not in self.domains(elsewhere), f"{vm} is still known to {elsewhere}"
+        assert vm not in self.vports(elsewhere), f"{elsewhere} still has its vport"
         record = self.vports(place)[vm]
         assert (record["path"], record["fenced"], record["fence_on_stop"]) == (path, False, False)
         assert record["degraded"] is None
@@ -242,3 +242,12 @@ class Lab:
 
 def other(name: str) -> str:
     return "hv1" if name == "hv2" else "hv2"
+
+
+def begin(lab: Lab, vm: str, **variables: object) -> tuple[str, Run]:
+    """A migration of ``vm`` that has come to the copying of memory; its source."""
+    source = lab.place(vm)
+    run = Run("migrate", vm=vm, to=other(source), **variables)
+    run.wait_for("Phase: live migration")
+    wait_until("migration under way", lambda: lab.job(vm, source), 120)
+    return source, run

@@ -7,23 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.driver import Lab, Run, other, play, refused, wait_until
+from tests.lab.driver import Lab, begin, other, play, refused, wait_until
 
 VM = "tenant1"
 
 
-def begin(lab: Lab, **variables: object) -> tuple[str, Run]:
-    """A migration that has come to the copying of memory; its source."""
-    source = lab.place(VM)
-    run = Run("migrate", vm=VM, to=other(source), **variables)
-    run.wait_for("Phase: live migration")
-    wait_until("migration under way", lambda: lab.job(VM, source), 120)
-    return source, run
-
-
 @pytest.mark.parametrize("side", [pytest.param("source", marks=pytest.mark.long), "destination"])
 def test_the_engine_is_killed_while_memory_is_copied(lab: Lab, side: str) -> None:
-    source, run = begin(lab)
+    source, run = begin(lab, VM)
     victim = source if side == "source" else other(source)
     lab.host(victim).check_output("systemctl kill --signal=KILL vportd.service")
     code = run.end()
@@ -34,7 +25,7 @@ def test_the_engine_is_killed_while_memory_is_copied(lab: Lab, side: str) -> Non
 
 @pytest.mark.long
 def test_the_link_between_the_hypervisors_is_cut(lab: Lab) -> None:
-    source, run = begin(lab, migration_timeout=20)
+    source, run = begin(lab, VM, migration_timeout=20)
     links = lab.host(source).check_output("ls /sys/class/net").split()
     address = "10.77.0." + other(source)[-1]
     link = lab.host(source).check_output("ip -o route get %s", address).split(" dev ")[1].split()[0]
@@ -63,7 +54,7 @@ def test_the_memory_cannot_be_copied_in_time(lab: Lab) -> None:
 
 @pytest.mark.long
 def test_an_operator_aborts_it(lab: Lab) -> None:
-    source, run = begin(lab, migration_bandwidth=1)
+    source, run = begin(lab, VM, migration_bandwidth=1)
     play("migrate_abort", vm=VM)
     assert run.end() != 0
     assert f"runs on {source}" in run.output

@@ -5,22 +5,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.driver import Lab, Run, other, play, refused, wait_until
+from tests.lab.driver import Lab, begin, other, play, refused
 
 VM = "tenant1"
 pytestmark = pytest.mark.long
 
 
-def begin(lab: Lab) -> tuple[str, Run]:
-    source = lab.place(VM)
-    run = Run("migrate", vm=VM, to=other(source))
-    run.wait_for("Phase: live migration")
-    wait_until("migration under way", lambda: lab.job(VM, source), 120)
-    return source, run
-
-
 def test_the_destination_loses_its_power(lab: Lab) -> None:
-    source, run = begin(lab)
+    source, run = begin(lab, VM)
     lab.power_off(other(source))
     assert run.end() != 0
     assert lab.place(VM) == source
@@ -31,7 +23,7 @@ def test_the_destination_loses_its_power(lab: Lab) -> None:
 
 
 def test_the_source_loses_its_power(lab: Lab) -> None:
-    source, run = begin(lab)
+    source, run = begin(lab, VM)
     lab.power_off(source)
     assert run.end() != 0
     assert "which cannot be asked" in refused("recover", vm=VM)
