@@ -209,11 +209,11 @@ peers:
 """
 
 import time
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
 
 from ansible_collections.iovlab.storage.plugins.module_utils import (
     _adapter_facts,
@@ -250,7 +250,8 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     started = time.monotonic()
     if options["timeout"] < 1:
         raise Refused(f"timeout: {options['timeout']} is too small; give 1 or more")
-    _respawn_for_libvirt()
+    with suppress(Refused):  # without the binding all else is told, in this Python
+        _load()
     ports = _host_facts.migration_ports(host)
     about_libvirt = Background(lambda: _about_libvirt(options))
     peers = [Peer(address, ports["first"], _load, options["timeout"]) for address in options["peers"]]
@@ -306,22 +307,9 @@ def _about_libvirt(options: dict[str, Any]) -> dict[str, Any]:
     return {"libvirt": told, "domain": domain, "domain_reason": reason}
 
 
-def _respawn_for_libvirt() -> None:
-    """Go on in the system's Python if that has libvirt's binding and this one has not."""
-    try:
-        _libvirt.load()
-    except ImportError:
-        if not has_respawned():
-            interpreter = probe_interpreters_for_module(["/usr/bin/python3", "/usr/libexec/platform-python"], "libvirt")
-            if interpreter:
-                respawn_module(interpreter)
-
-
 def _load() -> ModuleType:
-    try:
-        return _libvirt.load()
-    except ImportError as exc:
-        raise Refused("this host has no Python binding of libvirt; install the package python3-libvirt") from exc
+    binding: ModuleType = _libvirt.load_or_respawn(_libvirt.load, "libvirt")
+    return binding
 
 
 def main() -> None:

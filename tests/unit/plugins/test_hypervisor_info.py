@@ -30,7 +30,6 @@ from ansible_collections.iovlab.storage.plugins.module_utils import (
 from ansible_collections.iovlab.storage.plugins.module_utils._errors import CommandFailed
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._sysfs import Sysfs
-from ansible_collections.iovlab.storage.plugins.modules import hypervisor_info
 from tests.unit.plugins.libvirt_facts import UUID, Connection, Domain, Library, load_both
 from tests.unit.plugins.libvirt_hosts import libvirtError
 from tests.unit.plugins.machine import MIB, PF, Machine
@@ -483,7 +482,7 @@ def test_a_host_without_the_binding_is_told_as_such(
         raise ImportError("No module named 'libvirt'")
 
     monkeypatch.setattr(_libvirt, "load", missing)
-    monkeypatch.setattr(hypervisor_info, "probe_interpreters_for_module", lambda *_arguments: None)
+    monkeypatch.setattr(_libvirt, "probe_interpreters_for_module", lambda *_arguments: None)
     assert "python3-libvirt" in told()["libvirt"]["reason"]
 
 
@@ -575,7 +574,7 @@ def test_a_bare_host_tells_what_it_lacks(
         raise ImportError("No module named 'libvirt'")
 
     monkeypatch.setattr(_libvirt, "load", missing)
-    monkeypatch.setattr(hypervisor_info, "probe_interpreters_for_module", lambda *_arguments: None)
+    monkeypatch.setattr(_libvirt, "probe_interpreters_for_module", lambda *_arguments: None)
     empty = tmp_path / "empty"
     empty.mkdir()
     bare = Host(Sysfs(str(empty)), str(empty), str(empty), str(empty), machine.host.runner, str(empty))
