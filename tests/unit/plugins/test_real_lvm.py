@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.iovlab.storage.plugins.module_utils import _pool
-from ansible_collections.iovlab.storage.plugins.modules import hypervisor_info
+from ansible_collections.iovlab.storage.plugins.module_utils import _libvirt, _pool
 from tests.unit.plugins.machine import MIB, PF, Machine
 from tests.unit.plugins.runner import Modules
 
@@ -103,7 +102,7 @@ def test_a_file_system_is_not_overwritten(machine: Machine, real: Modules) -> No
 def test_hypervisor_info_reads_the_pool_as_lvm_tells_it(
     machine: Machine, real: Modules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hypervisor_info, "probe_interpreters_for_module", lambda *_arguments: None)
+    monkeypatch.setattr(_libvirt, "probe_interpreters_for_module", lambda *_arguments: None)
     real.pool(name="iovlabtest", adapter=PF, extent_size="1MiB")
     real.vdisk(**SAN, name="a", size="2MiB")
     (before,) = real.hypervisor_info()["pools"]

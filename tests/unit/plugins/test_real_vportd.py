@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.iovlab.storage.plugins.module_utils import _libvirt
 from ansible_collections.iovlab.storage.plugins.module_utils._host import wait_until
-from ansible_collections.iovlab.storage.plugins.modules import hypervisor_info
 from tests.unit.plugins.machine import MIB, PF, Machine
 from tests.unit.plugins.runner import Modules
 
@@ -172,7 +172,7 @@ def test_a_vport_whose_lun_is_connected_is_not_deleted(vportd: Modules) -> None:
 
 
 def test_hypervisor_info_tells_the_engine_as_it_is(vportd: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hypervisor_info, "probe_interpreters_for_module", lambda *_arguments: None)
+    monkeypatch.setattr(_libvirt, "probe_interpreters_for_module", lambda *_arguments: None)
     vportd.vport(name="v1")
     vportd.adapter_mapping(vport="v1", luns=LUNS)
     vportd.vport_binding(vport="v1")

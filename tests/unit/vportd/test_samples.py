@@ -64,7 +64,7 @@ def test_an_idle_vport_takes_no_samples_and_the_engine_no_cpu(quick, make_vport,
     rpc = make_vport(quick, bind=VF0)
     queue = front_end(quick.socket()).start()
     assert queue.do(OUT, 0, b"i" * 512)[0] == OK
-    wait_for(lambda: rpc.vport_samples(vport="vp0")[-1]["iops"] == 0)
+    wait_for(lambda: (found := rpc.vport_samples(vport="vp0")) and found[-1]["iops"] == 0)
     time.sleep(0.2)
     pids = [quick.process.pid, *quick.workers().values()]
     ticks, count = [cpu_ticks(pid) for pid in pids], len(rpc.vport_samples(vport="vp0"))
