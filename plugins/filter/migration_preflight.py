@@ -40,6 +40,8 @@ options:
       - C(require_identity), true by default; false makes a warning of storage that tells no NGUID, EUI64 or UUID.
       - C(clocks), a dictionary of C(source) and C(destination), each with C(before) and C(after), the control node's
         time in seconds before and after it asked that host. Left out, clocks are not compared.
+      - C(beside), a list of dictionaries C(name) and C(memory), in bytes, of the virtual machines that come to the same
+        destination at the same time; they need memory and VFs too.
     type: dict
     required: true
 seealso:

@@ -36,6 +36,7 @@ options:
       - C(progress), as M(iovlab.storage.vm_migrate) returns it. Left out, that of C(migration) is taken.
       - C(checks), a list of checks of each block, with C(name), C(ok), C(checked) (how many blocks), C(counts) of
         defects by kind, C(defects) with a C(text) each, and C(errors). May be missing.
+      - C(failure), what failed, if anything did; an error of the report.
       - C(no_vf), why the virtual machine had to stay on the path V(pf). Without it that is an error.
     type: dict
     required: true

@@ -55,6 +55,7 @@ def preflight(wanted: Mapping[str, Any]) -> dict[str, Any]:
             queues=int(resources.get("queues") or _LEAST_QUEUES),
             interrupts=int(resources.get("interrupts") or _LEAST_INTERRUPTS),
             clocks=record(wanted.get("clocks")),
+            beside=tuple(records(wanted.get("beside"))),
         ),
     )
 
@@ -75,7 +76,7 @@ CHECKS: tuple[Check[Migration], ...] = (
     Check("files", "the kernel, initrd or firmware that QEMU starts from is on the destination", vm.files),
     Check("machine_type", "the destination has the VM's machine type; an older QEMU: warning", vm.machine_type),
     Check("cpu", "the destination can run the CPU that the VM has", vm.cpu),
-    Check("memory", "the destination has the memory", hosts.memory),
+    Check("memory", "the destination has the memory, for the VMs beside it too", hosts.memory),
     Check("space", "the destination has space for libvirt's and vportd's files", hosts.space),
     Check("ports", "the destination has a free port for the migration", hosts.ports),
     Check("engine_version", "protocol and features of the destination's vportd are enough", vport.engine_version),

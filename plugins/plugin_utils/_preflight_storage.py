@@ -158,12 +158,17 @@ def vf(m: Migration) -> Findings:
             unfit.append(f"{address} {reason}")
         else:
             fit.append(address)
-    if fit:
+    if len(fit) > len(m.beside):
         yield f"{', '.join(fit)} free"
         return
+    if fit:
+        names = " and ".join(str(one.get("name")) for one in m.beside)
+        text = f"{m.destination.name} has {len(fit)} free VF on {pf}, too few for {m.vm} with {names} beside it"
+    else:
+        why = some(unfit) or "it has no VF at all"
+        text = f"{m.destination.name} has no free VF for vport {m.vport} on {pf}: {why}"
     yield Finding(
-        f"{m.destination.name} has no free VF for vport {m.vport} on {pf}: {some(unfit) or 'it has no VF at all'}; "
-        f"{'a VF is required' if m.require_vf else 'the VM stays on the PF there'}",
+        f"{text}; {'a VF is required' if m.require_vf else 'the VM stays on the PF there'}",
         f"unbind or add a VF on {m.destination.name}",
         not m.require_vf,
     )

@@ -20,7 +20,10 @@ Findings = Iterator[Finding | str]
 
 @dataclass(frozen=True)
 class Migration:
-    """What is wanted, and what both sides are. ``luns`` None and ``pool`` empty: not compared."""
+    """What is wanted, and what both sides are. ``luns`` None and ``pool`` empty: not compared.
+
+    ``beside``: the VMs, each with ``name`` and ``memory`` (bytes), that come to the same destination at the same time.
+    """
 
     vm: str
     vport: str
@@ -36,6 +39,7 @@ class Migration:
     queues: int
     interrupts: int
     clocks: Record
+    beside: tuple[Record, ...]
 
     def only_live(self) -> None:
         """Ends a check that is about a VM that goes on running while its memory is sent."""

@@ -31,6 +31,8 @@ def run_report(run: Any) -> dict[str, Any]:
     run = _record(run)
     if not run:
         errors.append("nothing was collected")
+    if (failure := _text(run.get("failure"))) is not None:
+        errors.append(failure)
     names = {}
     for key, what in (("vm", "the virtual machine"), ("source", "the source"), ("destination", "the destination")):
         names[key] = _text(run.get(key))

@@ -440,6 +440,12 @@ PROBLEMS: list[Case] = [
     ("cpu", lambda w: named_cpu(w, ["avx2", "avx512f"]), "lacks avx512f", "both hosts have"),
     ("cpu", lambda w: vm(w).update(arch="aarch64"), "aarch64", "host of that kind"),
     ("memory", lambda w: d(w)["memory"].update(available=500 * MIB), "needs 512 MiB, hv2 has 500 MiB", "hv2"),
+    (
+        "memory",
+        lambda w: w.update(beside=[{"name": "db1", "memory": 2 * GIB}, {"name": "db2", "memory": GIB}]),
+        "web1 needs 512 MiB, db1 and db2 beside it 3328 MiB, hv2 has 3072 MiB",
+        "hv2",
+    ),
     ("memory", lambda w: d(w)["memory"].update(available=None), "not known", "hypervisor_info"),
     (
         "space",
@@ -558,6 +564,12 @@ WARNINGS: list[Case] = [
     ("fence", lambda w: here(w).update(fence_on_stop=True), "as soon as its VM stops", "vport_fence"),
     ("storage", lambda w: (ids(w), w.update(require_identity=False)), "nothing proves", "require_identity"),
     ("vf", takes_vfs, "stays on the PF", "unbind or add"),
+    (
+        "vf",
+        lambda w: w.update(beside=[{"name": "db1", "memory": GIB}, {"name": "db2", "memory": GIB}]),
+        "2 free VF on 0000:01:00.0, too few for web1 with db1 and db2 beside it",
+        "unbind or add",
+    ),
     ("vf", lambda w: w.update(vf={"queues": 3}), "has 2 queues, needed are 3", "unbind or add"),
     ("vf", lambda w: w.update(vf={"interrupts": 5}), "has 2 interrupts, needed are 5", "unbind or add"),
     (

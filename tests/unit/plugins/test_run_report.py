@@ -314,6 +314,12 @@ def test_what_is_wrong_is_said_and_fails_the_run(run: Run, spoil: Callable[[Run]
     assert report["verdict"] == "failed"
 
 
+def test_what_failed_is_the_first_error(run: Run) -> None:
+    found = run_report(run | {"failure": "the link was cut", "placement": {"hv1": "paused", "hv2": None}})
+    assert found["verdict"] == "failed"
+    assert found["errors"][0] == "the link was cut"
+
+
 def test_one_wrong_position_is_one_error(run: Run) -> None:
     at(run, *QUEUE)["used"] = 1
     report = run_report(run)
