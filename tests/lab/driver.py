@@ -75,7 +75,7 @@ class Run:
         self.lines: list[str] = []
         self._news = threading.Condition()
         command = [
-            "ansible-playbook", f"--inventory={PROJECT}/molecule/inventory", f"{PROJECT}/playbooks/{name}.yml",
+            "ansible-playbook", f"--inventory={PROJECT}/molecule/inventory", f"iovlab.storage.{name}",
             f"--extra-vars={json.dumps(variables)}", *arguments,
         ]  # fmt: skip
         environment = os.environ | {
