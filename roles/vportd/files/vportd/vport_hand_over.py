@@ -3,6 +3,7 @@
 other.
 """
 
+import asyncio
 import contextlib
 import time
 from typing import Any
@@ -123,10 +124,13 @@ class VportHandOver(VportWorkers):
             if path == "pf" and new is not prepared:
                 for port in self.connected():
                     await self._push_log(new, port)
-            for port, rings in self._running():
-                if new is prepared:
-                    await self._place_rings(new, port, rings)
-                else:
+            if new is prepared:  # all at once: the guest waits
+                placed = [self._place_rings(new, port, rings) for port, rings in self._running()]
+                for problem in await asyncio.gather(*placed, return_exceptions=True):
+                    if problem is not None:
+                        raise problem
+            else:
+                for port, rings in self._running():
                     await self._start_rings(new, port, rings)
         except (WorkerDied, WorkerRefused, TimeoutError) as problem:
             if self._alive(path):
