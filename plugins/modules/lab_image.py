@@ -49,6 +49,11 @@ options:
     default: 1800
 extends_documentation_fragment:
   - iovlab.storage._attributes
+attributes:
+  idempotent:
+    support: partial
+    details:
+      - With O(refresh=true) each run builds an image.
 requirements:
   - mmdebstrap, e2fsprogs and qemu-utils
 seealso:

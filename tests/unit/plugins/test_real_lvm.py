@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,103 +12,80 @@ from typing import Any
 import pytest
 
 from ansible_collections.iovlab.storage.plugins.module_utils import _libvirt, _pool
+from tests.unit.plugins import real
 from tests.unit.plugins.machine import MIB, PF, Machine
 from tests.unit.plugins.runner import Modules
 
 SAN: dict[str, Any] = {"pool": "iovlabtest", "adapter": PF}
 
 
-def _loop(image: Path) -> str | None:
-    if os.geteuid() != 0 or not all(shutil.which(program) for program in ("losetup", "vgcreate", "wipefs")):
-        return None
-    done = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
 @pytest.fixture
-def real(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modules]:
-    """Modules on a machine whose namespace is a loop device, and whose LVM is the real one."""
-    image = tmp_path / "image"
-    image.write_bytes(b"secret--" * (machine.size // 8))
-    loop = _loop(image)
-    if loop is None:
-        pytest.skip("needs root, a loop device and lvm2")
-    machine.device.unlink()
-    machine.device.symlink_to(loop)
-
-    def run(command: list[str]) -> tuple[int, str, str]:
-        named = [part.replace(str(machine.device), loop) for part in command]
-        done = subprocess.run(named, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
-        return done.returncode, done.stdout, done.stderr
-
-    machine.interceptor = lambda command: None if command[0] == "nvme" else run(command)
-    try:
-        yield Modules(machine.host, monkeypatch, rpc_socket=str(tmp_path / "rpc.sock"))
-    finally:
-        subprocess.run(["losetup", "--detach", loop], check=True)
+def lvm(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modules]:
+    with real.lvm(machine, tmp_path, monkeypatch) as modules:
+        yield modules
 
 
-def test_a_pool_and_its_vdisks_live_through_everything(machine: Machine, real: Modules) -> None:
-    created = real.pool(name="iovlabtest", adapter=PF, extent_size="1MiB")
+def test_a_pool_and_its_vdisks_live_through_everything(machine: Machine, lvm: Modules) -> None:
+    created = lvm.pool(name="iovlabtest", adapter=PF, extent_size="1MiB")
     assert created["changed"], created
     assert created["pool"]["extent_size"] == MIB
-    assert not real.pool(name="iovlabtest", adapter=PF)["changed"]
+    assert not lvm.pool(name="iovlabtest", adapter=PF)["changed"]
 
-    first = real.vdisk(**SAN, name="a", size="2MiB")
+    first = lvm.vdisk(**SAN, name="a", size="2MiB")
     assert first["vdisk"]["extents"] == [[0, 5 * MIB, 2 * MIB]], first
     assert first["vdisk"]["lease"] == MIB
-    real.vdisk(**SAN, name="b", size="1MiB")
-    grown = real.vdisk(**SAN, name="a", size="4MiB")
+    lvm.vdisk(**SAN, name="b", size="1MiB")
+    grown = lvm.vdisk(**SAN, name="a", size="4MiB")
     assert grown["vdisk"]["extents"] == [[0, 5 * MIB, 2 * MIB], [2 * MIB, 8 * MIB, 2 * MIB]], grown
     assert grown["vdisk"]["lease"] == MIB
     assert grown["vdisk"]["ready"]
-    assert not real.vdisk(**SAN, name="a", size="4MiB")["changed"]
+    assert not lvm.vdisk(**SAN, name="a", size="4MiB")["changed"]
 
     data = machine.device.read_bytes()
     assert data[MIB : 10 * MIB] == bytes(9 * MIB)
     assert data[10 * MIB :].startswith(b"secret--")
 
-    listed = real.vdisk_info(**SAN)
+    listed = lvm.vdisk_info(**SAN)
     assert [(vdisk["name"], vdisk["wiped"], vdisk["lease"]) for vdisk in listed["vdisks"]] == [
         ("a", 4 * MIB, MIB),
         ("b", MIB, MIB + 4096),
     ]
-    assert "does not fit" in real.refused("vdisk", **SAN, name="c", size="1GiB")
-    assert "still holds 2 vdisks" in real.refused("pool", name="iovlabtest", adapter=PF, state="absent")
+    assert "does not fit" in lvm.refused("vdisk", **SAN, name="c", size="1GiB")
+    assert "still holds 2 vdisks" in lvm.refused("pool", name="iovlabtest", adapter=PF, state="absent")
     for name in ("a", "b"):
-        assert real.vdisk(**SAN, name=name, state="absent", check_vports=False)["changed"]
-    assert real.pool(name="iovlabtest", adapter=PF, state="absent")["changed"]
-    assert not real.pool(name="iovlabtest", adapter=PF, state="absent")["changed"]
+        assert lvm.vdisk(**SAN, name=name, state="absent", check_vports=False)["changed"]
+    assert lvm.pool(name="iovlabtest", adapter=PF, state="absent")["changed"]
+    assert not lvm.pool(name="iovlabtest", adapter=PF, state="absent")["changed"]
 
 
-def test_no_host_activates_the_pool(machine: Machine, real: Modules) -> None:
-    real.pool(name="iovlabtest", adapter=PF)
+def test_no_host_activates_the_pool(machine: Machine, lvm: Modules) -> None:
+    lvm.pool(name="iovlabtest", adapter=PF)
     assert _pool.Lvm(machine.host, str(machine.device)).report("vgs", "vg", ["vg_autoactivation"]) == [
         {"vg_autoactivation": ""}
     ]
-    real.pool(name="iovlabtest", adapter=PF, state="absent")
+    lvm.pool(name="iovlabtest", adapter=PF, state="absent")
 
 
-def test_a_file_system_is_not_overwritten(machine: Machine, real: Modules) -> None:
+def test_a_file_system_is_not_overwritten(machine: Machine, lvm: Modules) -> None:
     if shutil.which("mkswap") is None:
         pytest.skip("needs mkswap")
     subprocess.run(["mkswap", "--quiet", str(machine.device.resolve())], check=True)
     before = machine.device.read_bytes()
-    assert "holds swap" in real.refused("pool", name="iovlabtest", adapter=PF)
+    assert "holds swap" in lvm.refused("pool", name="iovlabtest", adapter=PF)
     assert machine.device.read_bytes() == before
 
 
 def test_hypervisor_info_reads_the_pool_as_lvm_tells_it(
-    machine: Machine, real: Modules, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, lvm: Modules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_libvirt, "probe_interpreters_for_module", lambda *_arguments: None)
-    real.pool(name="iovlabtest", adapter=PF, extent_size="1MiB")
-    real.vdisk(**SAN, name="a", size="2MiB")
-    (before,) = real.hypervisor_info()["pools"]
+    lvm.pool(name="iovlabtest", adapter=PF, extent_size="1MiB")
+    lvm.vdisk(**SAN, name="a", size="2MiB")
+    (before,) = lvm.hypervisor_info()["pools"]
     assert (before["name"], before["reason"], len(before["uuid"])) == ("iovlabtest", None, 38)
     assert before["vdisks"] == [{"name": "a", "size": 2 * MIB, "ready": True}]
-    real.vdisk(**SAN, name="a", size="3MiB")
-    (after,) = real.hypervisor_info()["pools"]
+    lvm.vdisk(**SAN, name="a", size="3MiB")
+    (after,) = lvm.hypervisor_info()["pools"]
     assert after["uuid"] == before["uuid"]
     assert after["seqno"] > before["seqno"]
     assert after["vdisks"][0]["size"] == 3 * MIB

@@ -3,12 +3,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +14,7 @@ import pytest
 
 from ansible_collections.iovlab.storage.plugins.module_utils import _libvirt
 from ansible_collections.iovlab.storage.plugins.module_utils._host import wait_until
+from tests.unit.plugins import real
 from tests.unit.plugins.machine import MIB, PF, Machine
 from tests.unit.plugins.runner import Modules
 
@@ -26,55 +23,17 @@ LUNS: list[dict[str, Any]] = [
     {"lun": 0, "vdisk": "root", "extents": [[0, "1MiB", "1MiB"], ["1MiB", "4MiB", "1MiB"]]},
     {"lun": 1, "vdisk": "data", "extents": [[0, 8 * MIB, MIB]], "readonly": True},
 ]
-SOURCE = Path(__file__).resolve().parents[3] / "roles" / "vportd" / "files"
 
 
 @pytest.fixture
 def vportd(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modules]:
-    """Modules on a host with two VFs, where the real vportd runs."""
-    bare = Modules(machine.host, monkeypatch, rpc_socket=str(tmp_path / "none.sock"))
-    bare.sriov_vf(pf=PF, count=2)
-    for node in machine.dev.glob("nvme[12]n1"):  # through VF and PF alike: the one storage
-        node.unlink()
-        node.symlink_to(machine.device)
-    for directory in (tmp_path.parent, tmp_path, machine.root, machine.dev):
-        directory.chmod(0o755)
-    run_dir = tmp_path / "run"
-    config = tmp_path / "vportd.json"
-    settings = {
-        "adapters": [{"pf": PF, "nsid": 1}],
-        "state_dir": str(tmp_path / "state"),
-        "run_dir": str(run_dir),
-        "sysfs_root": str(machine.sys),
-        "dev_root": str(machine.dev),
-        "socket_user": "root",
-        "worker_user": "nobody",
-    }
-    config.write_text(json.dumps(settings))
-    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
-    with (tmp_path / "vportd.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vportd", "--config", str(config)], env=environment, stdout=log, stderr=log
-        )
-    try:
-        wait_until(lambda: process.poll() is not None or (run_dir / "rpc.sock").exists(), 10, "vportd made no socket")
-        assert process.poll() is None, (tmp_path / "vportd.log").read_text()
-        yield Modules(machine.host, monkeypatch, rpc_socket=str(run_dir / "rpc.sock"))
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def _fingerprint(modules: Modules) -> str:
-    found = modules.vport_info()
-    for record in found["vports"]:
-        del record["history"]
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    with real.vportd(machine, tmp_path, monkeypatch) as modules:
+        yield modules
 
 
 def test_the_whole_way_from_vport_to_bound_and_back(vportd: Modules) -> None:
     def state() -> str:
-        return _fingerprint(vportd)
+        return real.told(vportd)
 
     assert vportd.settles("vport", state, name="v1")["vport"]["adapter"] == PF
     assert "no mapping" in vportd.refused("vport_binding", vport="v1")
@@ -114,26 +73,26 @@ def test_a_stale_generation_and_a_taken_vf_are_refused(vportd: Modules) -> None:
         vportd.vport(name=name)
         vportd.adapter_mapping(vport=name, luns=[{"lun": 0, "vdisk": name, "extents": [[0, offset, MIB]]}])
     vportd.vport_binding(vport="v1", vf=VF0)
-    before = _fingerprint(vportd)
+    before = real.told(vportd)
     assert "stale" in vportd.refused("adapter_mapping", vport="v1", luns=LUNS, generation=9)
     assert "bound to vport v1 already" in vportd.refused("vport_binding", vport="v2", vf=VF0)
     assert "of vport v1" in vportd.refused("adapter_mapping", vport="v2", luns=LUNS)
     assert f"bound to VF {VF0}" in vportd.refused("vport", name="v1", state="absent")
-    assert _fingerprint(vportd) == before
+    assert real.told(vportd) == before
 
 
 def test_a_vf_that_a_vport_is_bound_to_is_not_taken_away(machine: Machine, vportd: Modules) -> None:
     vportd.vport(name="v1")
     vportd.adapter_mapping(vport="v1", luns=LUNS)
     vportd.vport_binding(vport="v1")
-    before = _fingerprint(vportd)
+    before = real.told(vportd)
     assert f"VF {VF0} is in use by vport v1" in vportd.refused("sriov_vf", pf=PF, state="absent")
-    assert _fingerprint(vportd) == before
+    assert real.told(vportd) == before
 
 
 def test_a_vdisk_of_a_pool_is_leased_to_the_host_that_maps_it(machine: Machine, vportd: Modules) -> None:
     def state() -> str:
-        return _fingerprint(vportd)
+        return real.told(vportd)
 
     vportd.pool(name="san", adapter=PF, extent_size="1MiB")
     vportd.vdisk(pool="san", name="web1", size="2MiB", adapter=PF)
@@ -166,9 +125,9 @@ def test_a_vport_whose_lun_is_connected_is_not_deleted(vportd: Modules) -> None:
     with socket.socket(socket.AF_UNIX) as front_end:
         front_end.connect(lun()["socket"])
         wait_until(lambda: bool(lun()["connected"]), 5, "vportd saw no front end")
-        before = _fingerprint(vportd)
+        before = real.told(vportd)
         assert f"process {os.getpid()}" in vportd.refused("vport", name="v1", state="absent")
-        assert _fingerprint(vportd) == before
+        assert real.told(vportd) == before
 
 
 def test_hypervisor_info_tells_the_engine_as_it_is(vportd: Modules, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,595 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every module in every state: check mode touches nothing and foretells the run, and a second run changes nothing.
+
+A module that is in no row fails here. What a row runs on is real where a unit test can have it.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ansible_collections.iovlab.storage.plugins.module_utils import _guest_agent, _lab_image, _lab_vm, _libvirt
+from tests.unit.plugins import libvirt_facts, real
+from tests.unit.plugins.guest_agent import Libraries
+from tests.unit.plugins.libvirt_hosts import Domain, Network, libvirtError
+from tests.unit.plugins.machine import MIB, PF, Machine
+from tests.unit.plugins.runner import Modules
+from tests.unit.plugins.test_documentation import documentation
+from tests.unit.plugins.vportd_server import HOST_ID, Engine
+
+ROOT = Path(__file__).resolve().parents[3]
+MODULES = sorted(path.stem for path in (ROOT / "plugins/modules").glob("[!_]*.py"))
+VF0, VF1 = "0000:01:00.1", "0000:01:00.2"
+VOLATILE = ("console.log", "qemu.log", "overlay.qcow2", "san.img")  # a running VM writes them by itself
+
+
+@dataclass
+class World:
+    """All that modules act on. ``engine`` is None where the real vportd runs, which ``modules`` can ask."""
+
+    machine: Machine
+    modules: Modules
+    engine: Engine | None
+    guests: Libraries
+    lab: Path
+    threads: list[threading.Thread] = field(default_factory=list)
+
+    @property
+    def network(self) -> Network:
+        return self.guests.host.network
+
+    @property
+    def vportd(self) -> Engine:
+        assert self.engine is not None, "this row needs the emulated vportd"
+        return self.engine
+
+    def fingerprint(self) -> str:
+        agent = self.guests.agent
+        parts = [
+            self.machine.fingerprint(),
+            repr(self.machine.written),  # a write to sysfs that changes nothing is one all the same
+            hashlib.sha256(self.machine.device.read_bytes()).hexdigest(),
+            real.told(self.modules) if self.engine is None else self.engine.fingerprint(),
+            self.network.fingerprint(),
+            repr((self.network.aborted.is_set(), self.network.asked)),
+            repr(sum(command == "guest-exec" for command, __ in agent.heard)),
+            *self._lab(),
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _lab(self) -> Iterator[str]:
+        """Files of images and VMs, and which VM runs."""
+        for path in sorted(self.lab.rglob("*")):
+            yield str(path.relative_to(self.lab))
+            if path.is_file() and path.name not in VOLATILE:
+                yield hashlib.sha256(path.read_bytes()).hexdigest()
+            if path.name == "qemu.pid":
+                yield str(Path("/proc", path.read_text().strip()).exists())
+
+
+Arguments = dict[str, Any] | Callable[[World], dict[str, Any]]
+Before = tuple[str, dict[str, Any]] | Callable[[World], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """``module`` with ``arguments`` when ``before`` has been done; ``repeats`` says why it does it each time."""
+
+    module: str
+    arguments: Arguments
+    before: tuple[Before, ...] = ()
+    changed: bool = True
+    on: tuple[str, ...] = ("emulated",)
+    repeats: str = ""
+    name: str = ""
+
+
+# sriov_vf
+
+
+def _offline(world: World) -> None:
+    world.machine.adapter.virt_mgmt({"-c": 2, "-a": 7})
+
+
+def _nothing_by_itself(world: World) -> None:
+    world.machine.adapter.automatic.clear()
+    world.machine.adapter.namespaces = {1, 2}
+
+
+def _taken_out(world: World) -> None:
+    """The adapter."""
+    world.machine.adapter.set_numvfs(0)
+    shutil.rmtree(world.machine.sys / f"bus/pci/devices/{PF}")
+
+
+TWO = ("sriov_vf", {"pf": PF, "count": 2})
+KEPT = ("sriov_vf", {"pf": PF, "count": 2, "persistent": True})
+VFIO = {"pf": PF, "count": 2, "driver": "vfio-pci"}
+SRIOV = [
+    Row("sriov_vf", TWO[1], name="fresh"),
+    Row("sriov_vf", TWO[1], (TWO,), changed=False, name="there"),
+    Row("sriov_vf", {"serial": "SERIAL-01", "count": 4}, name="by serial"),
+    Row("sriov_vf", {"pf": PF, "count": 3, "allow_recreate": True}, (TWO,), name="another count"),
+    Row("sriov_vf", {"pf": PF, "count": 2, "queues": 2, "interrupts": 1}, (TWO,), name="other resources"),
+    Row("sriov_vf", {"pf": PF, "count": 2, "driver": "none"}, (TWO,), name="no driver"),
+    Row("sriov_vf", VFIO, (_nothing_by_itself, TWO), name="vfio-pci"),
+    Row("sriov_vf", VFIO | {"namespaces": [2]}, (_nothing_by_itself, ("sriov_vf", VFIO)), name="namespaces"),
+    Row("sriov_vf", TWO[1], (TWO, _offline), name="went offline"),
+    Row("sriov_vf", TWO[1], (TWO, lambda world: world.machine.adapter.reset_pf()), name="after a reset"),
+    Row("sriov_vf", KEPT[1], (TWO,), name="persistent"),
+    Row("sriov_vf", TWO[1], (KEPT,), name="no longer persistent"),
+    Row("sriov_vf", {"pf": PF, "state": "absent"}, (KEPT,), name="absent"),
+    Row("sriov_vf", {"pf": PF, "state": "absent"}, changed=False, name="never there"),
+    Row("sriov_vf", {"pf": PF, "state": "absent"}, (KEPT, _taken_out), name="adapter gone"),
+]
+
+# pool, vdisk
+
+
+def _activated(world: World) -> None:
+    world.machine.lvm.groups["san"].autoactivation = True
+
+
+def _without_leases(world: World) -> None:
+    del world.machine.lvm.groups["san"].volumes["iovlab_leases"]
+    world.machine.lvm.groups["san"].volumes["web1"].tags.discard("iovlab.lease=0")
+
+
+def _left_over(world: World) -> None:
+    """Of a former tenant."""
+    world.machine.device.write_bytes(b"secret--" * (world.machine.size // 8))
+
+
+LVM = ("emulated", "lvm")
+SAN = {"name": "iovlabtest", "adapter": PF, "extent_size": "1MiB"}
+WEB1 = {"pool": "iovlabtest", "adapter": PF, "name": "web1", "size": "2MiB"}
+POOL: tuple[Before, ...] = (("pool", SAN),)
+VDISK: tuple[Before, ...] = (*POOL, ("vdisk", WEB1))
+OLD_POOL: tuple[Before, ...] = (("pool", SAN | {"name": "san"}), ("vdisk", WEB1 | {"pool": "san"}))
+POOLS = [
+    Row("pool", SAN, (_left_over,), on=LVM, name="fresh"),
+    Row("pool", SAN, POOL, changed=False, on=LVM, name="there"),
+    Row("pool", SAN | {"name": "san"}, (*OLD_POOL, _activated), name="would be activated"),
+    Row("pool", SAN | {"name": "san"}, (*OLD_POOL, _without_leases), name="without leases"),
+    Row("pool", SAN | {"state": "absent"}, POOL, on=LVM, name="absent"),
+    Row("pool", SAN | {"state": "absent"}, changed=False, on=LVM, name="never there"),
+    Row("vdisk", WEB1, (_left_over, *POOL), on=LVM, name="fresh"),
+    Row("vdisk", WEB1, VDISK, changed=False, on=LVM, name="there"),
+    Row("vdisk", WEB1 | {"size": "1500000"}, POOL, on=LVM, name="rounded up"),
+    Row("vdisk", WEB1 | {"size": "4MiB"}, (*VDISK, ("vdisk", WEB1 | {"name": "web2"})), on=LVM, name="grown"),
+    Row("vdisk", WEB1 | {"wipe": False}, POOL, on=LVM, name="not wiped"),
+    Row("vdisk", WEB1, (*POOL, ("vdisk", WEB1 | {"wipe": False})), on=LVM, name="wiped later"),
+    Row("vdisk", {**WEB1, "state": "absent"}, VDISK, on=LVM, name="absent"),
+    Row("vdisk", {**WEB1, "state": "absent"}, POOL, changed=False, on=LVM, name="never there"),
+]
+
+# vport and what is done to it
+
+
+def _no_free_vf(world: World) -> None:
+    for vf in world.vportd.adapters[0]["vfs"]:
+        vf["vport"] = "another"
+
+
+def _leased(state: str, owner: str, following: str | None = None) -> Callable[[World], None]:
+    def prepare(world: World) -> None:
+        name = {"1" * 32: "hv1", HOST_ID: "hv2"}[owner]
+        lease = {"lun": 0, "vdisk": "root", "offset": 4096, "state": state, "owner": owner, "owner_name": name}
+        world.vportd.leases = [lease | {"generation": 5, "next": following}]
+
+    return prepare
+
+
+BOTH = ("emulated", "engine")
+LUNS: list[dict[str, Any]] = [
+    {"lun": 0, "vdisk": "root", "extents": [[0, "1MiB", "1MiB"], ["1MiB", "4MiB", "1MiB"]]},
+    {"lun": 1, "vdisk": "data", "extents": [[0, 8 * MIB, MIB]], "readonly": True},
+]
+V1 = {"vport": "v1"}
+GONE = {"state": "absent"}
+VPORT: tuple[Before, ...] = (("vport", {"name": "v1"}),)
+MAPPED: tuple[Before, ...] = (*VPORT, ("adapter_mapping", {**V1, "luns": LUNS}))
+BOUND: tuple[Before, ...] = (*MAPPED, ("vport_binding", V1))
+ON_PF: tuple[Before, ...] = (*BOUND, ("vport_binding", {**V1, "path": "pf"}))
+FROM_POOL = {**V1, "pool": "iovlabtest", "luns": [{"lun": 5, "vdisk": "web1"}]}
+VPORTS = [
+    Row("vport", {"name": "v1"}, on=BOTH, name="fresh"),
+    Row("vport", {"name": "v1"}, VPORT, changed=False, on=BOTH, name="there"),
+    Row("vport", {"name": "v1", "incoming": True}, on=BOTH, name="incoming"),
+    Row("vport", {"name": "v1", **GONE}, MAPPED, on=BOTH, name="absent"),
+    Row("vport", {"name": "v1", "force": True, **GONE}, BOUND, on=BOTH, name="absent by force"),
+    Row("vport", {"name": "v1", **GONE}, changed=False, on=BOTH, name="never there"),
+    Row("adapter_mapping", {**V1, "luns": LUNS}, VPORT, on=BOTH, name="fresh"),
+    Row("adapter_mapping", {**V1, "luns": LUNS[::-1]}, MAPPED, changed=False, on=BOTH, name="there"),
+    Row("adapter_mapping", {**V1, "luns": LUNS[:1], "generation": 1}, MAPPED, on=BOTH, name="other LUNs"),
+    Row("adapter_mapping", FROM_POOL, (*VDISK, *VPORT), name="from the pool"),
+    Row("adapter_mapping", {**V1, **GONE}, MAPPED, on=BOTH, name="absent"),
+    Row("adapter_mapping", {**V1, **GONE}, VPORT, changed=False, on=BOTH, name="never there"),
+    Row("adapter_mapping", {**V1, **GONE}, changed=False, on=BOTH, name="no vport"),
+    Row("vport_binding", V1, MAPPED, on=BOTH, name="fresh"),
+    Row("vport_binding", V1, BOUND, changed=False, on=BOTH, name="there"),
+    Row("vport_binding", {**V1, "vf": VF1, "path": "pf"}, MAPPED, on=BOTH, name="one VF, on the PF"),
+    Row("vport_binding", {**V1, "path": "pf"}, BOUND, on=BOTH, name="to the PF"),
+    Row("vport_binding", V1, ON_PF, on=BOTH, name="to the VF"),
+    Row(
+        "vport_binding",
+        {**V1, "on_no_vf": "stay_on_pf"},
+        (*MAPPED, _no_free_vf),
+        changed=False,
+        name="stays on the PF",
+    ),
+    Row("vport_binding", {**V1, **GONE}, BOUND, on=BOTH, name="absent"),
+    Row("vport_binding", {**V1, **GONE}, MAPPED, changed=False, on=BOTH, name="never bound"),
+    Row("vport_fence", V1, MAPPED, on=BOTH, name="now"),
+    Row("vport_fence", {**V1, "when": "on_stop"}, MAPPED, on=BOTH, name="on_stop"),
+    Row("vport_fence", {**V1, "when": "on_stop", "next": "3" * 32}, MAPPED, on=BOTH, name="next"),
+    Row("vport_fence", V1, (*MAPPED, ("vport_fence", V1)), changed=False, on=BOTH, name="there"),
+    Row("vport_fence", {**V1, **GONE}, (*MAPPED, ("vport_fence", V1)), on=BOTH, name="absent"),
+    Row("vport_fence", {**V1, **GONE}, MAPPED, changed=False, on=BOTH, name="never fenced"),
+    Row("vport_lease", V1, (*MAPPED, _leased("free", "1" * 32)), name="free"),
+    Row("vport_lease", V1, (*MAPPED, _leased("handed", "1" * 32, HOST_ID)), name="handed over"),
+    Row("vport_lease", {**V1, "break": True}, (*MAPPED, _leased("elsewhere", "1" * 32)), name="broken"),
+    Row("vport_lease", V1, (*MAPPED, _leased("held", HOST_ID)), changed=False, name="held"),
+    Row("vport_lease", V1, MAPPED, changed=False, on=BOTH, name="none needed"),
+]
+
+# virtual machines
+
+DISK = "<disk type='vhostuser' device='disk'><source type='unix' path='/run/vportd/v1/0.sock'/></disk>"
+MIGRATED = {"name": "web1", "destination": Network.DESTINATION}
+ABORTED = {"name": "web1", "state": "aborted"}
+
+
+def _on_a_vport(world: World) -> dict[str, Any]:
+    """Its disk; the destination has the same vport."""
+    there = copy.deepcopy(world.modules.vport_info()["vports"])
+    world.vportd.connected["v1", 0] = {"pid": 77, "comm": "qemu-system-x86"}
+    world.guests.domain.devices = DISK
+    return MIGRATED | {"destination_vports": there}
+
+
+def _runs_there(world: World) -> None:
+    world.network.there.domains["web1"] = Domain(world.network.there, "web1")
+    world.guests.domain.state_now = 5
+
+
+def _only_there(world: World) -> None:
+    _runs_there(world)
+    del world.guests.host.domains["web1"]
+
+
+def _under_way(world: World) -> None:
+    """Somebody migrates it."""
+    world.network.proceed.clear()
+
+    def migrate() -> None:
+        with pytest.raises(libvirtError, match="canceled by client"):
+            world.guests.domain.migrate3(world.network.there, {}, 1)
+
+    world.threads.append(threading.Thread(target=migrate))
+    world.threads[-1].start()
+    assert world.network.started.wait(10)
+
+
+def _sleeper(world: World) -> dict[str, Any]:
+    """A program that runs on while it is asked about."""
+    return {"name": "web1", "pid": world.modules.guest_exec(**SLEEP)["pid"], "wait": False}
+
+
+SLEEP = {"name": "web1", "argv": ["sleep", "1000"], "wait": False}
+TRUE = {"name": "web1", "argv": ["true"]}
+GUESTS = [
+    Row("vm_migrate", MIGRATED, name="migrated"),
+    Row("vm_migrate", _on_a_vport, MAPPED, name="with a vport"),
+    Row("vm_migrate", MIGRATED, (_runs_there,), name="definition left behind"),
+    Row("vm_migrate", MIGRATED, (_only_there,), changed=False, name="there"),
+    Row("vm_migrate", ABORTED, (_under_way,), name="aborted"),
+    Row("vm_migrate", ABORTED, changed=False, name="nothing to abort"),
+    Row("guest_exec", TRUE, repeats="a program is started each time", name="run"),
+    Row("guest_exec", SLEEP, repeats="a program is started each time", name="started"),
+    Row("guest_exec", _sleeper, changed=False, name="asked about"),
+]
+
+# the lab
+
+
+def _image(world: World) -> dict[str, Any]:
+    return {"files": str(world.lab / "files"), "cache": str(world.lab / "cache")}
+
+
+def _image_there(world: World) -> None:
+    assert world.modules.lab_image(**_image(world))["changed"]
+
+
+def _image_fresh(world: World) -> dict[str, Any]:
+    return _image(world) | {"refresh": True}
+
+
+@dataclass(frozen=True)
+class _Vm:
+    """Arguments of lab_vm."""
+
+    state: str
+
+    def __call__(self, world: World) -> dict[str, Any]:
+        return {
+            "lab": "t",
+            "name": "hv1",
+            "directory": str(world.lab / "vms"),
+            "state": self.state,
+            "image": {part: str(world.lab / part) for part in ("root", "kernel", "initrd")},
+            "memory": 64,
+            "cpus": 1,
+            "ssh_port": _port(world),
+            "adapter": {
+                "serial": "s",
+                "max_vfs": 1,
+                "storage": str(world.lab / "san.img"),
+                "storage_uuid": "6a1a3c4e-1111-4222-8333-444455556666",
+            },
+            "seed": [{"path": "/etc/hosts", "content": "127.0.0.1 localhost\n"}],
+        }
+
+
+def _port(world: World) -> int:
+    """One that is free, the same for all of a row."""
+    kept = world.lab / "port"
+    if not kept.exists():
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            kept.write_text(str(probe.getsockname()[1]))
+    return int(kept.read_text())
+
+
+def _is(state: str) -> Callable[[World], None]:
+    def prepare(world: World) -> None:
+        assert world.modules.lab_vm(**_Vm(state)(world))["vm"]["state"] == state
+
+    return prepare
+
+
+LAB = [
+    Row("lab_image", _image, name="fresh"),
+    Row("lab_image", _image, (_image_there,), changed=False, name="there"),
+    Row("lab_image", _image_fresh, (_image_there,), repeats="it is asked for a fresh image", name="refreshed"),
+    Row("lab_vm", _Vm("started"), name="started"),
+    Row("lab_vm", _Vm("started"), (_is("started"),), changed=False, name="runs"),
+    Row("lab_vm", _Vm("started"), (_is("started"), _is("stopped")), name="started again"),
+    Row("lab_vm", _Vm("stopped"), (_is("started"),), name="stopped"),
+    Row("lab_vm", _Vm("stopped"), changed=False, name="stopped, never there"),
+    Row("lab_vm", _Vm("absent"), (_is("started"),), name="absent"),
+    Row("lab_vm", _Vm("absent"), changed=False, name="never there"),
+]
+
+ROWS = [*SRIOV, *POOLS, *VPORTS, *GUESTS, *LAB]
+INFO: dict[str, Arguments] = {
+    "adapter_mapping_info": {},
+    "hypervisor_info": {},
+    "lab_preflight": lambda world: {
+        "lab": "t",
+        "directory": str(world.lab / "vms"),
+        "cache": str(world.lab / "cache"),
+        "vms": [{"name": "hv1", "memory": 1, "ssh_port": _port(world)}],
+    },
+    "lab_vm_info": lambda world: {"directory": str(world.lab / "vms")},
+    "sriov_vf_info": {},
+    "vdisk_info": {"pool": "iovlabtest", "adapter": PF},
+    "vport_info": {},
+}
+
+# What of a module is an emulation above, and the test on the lab in which it is not.
+ON_THE_LAB = {
+    "sriov_vf": ("the adapter and the kernel", "molecule/default/prepare.yml", "Check that nothing has changed"),
+    "lab_image": ("mmdebstrap", "molecule/default/create.yml", "playbooks/lab_up.yml"),
+    "lab_vm": ("the system in the VM", "molecule/default/create.yml", "playbooks/lab_up.yml"),
+    "vport_lease": ("another hypervisor", "molecule/faults/tests/test_lease.py", "def test_back_from_the_dead"),
+    "vm_migrate": (
+        "libvirt and QEMU",
+        "molecule/faults/tests/test_power.py",
+        "def test_a_hypervisor_is_emptied_booted_and_filled_again",
+    ),
+    "guest_exec": (
+        "libvirt and QEMU's guest agent",
+        "molecule/default/tests/test_engine.py",
+        "def test_the_vm_sees_its_addresses_and_nothing_physical",
+    ),
+}
+
+
+def _kernel() -> bytes:
+    """What QEMU takes for a Linux kernel (boot protocol 2.6), and which halts the CPU at once."""
+    image = bytearray(8192)
+    image[0x1F1] = 1  # sectors of set-up code
+    image[0x200:0x202] = b"\xfa\xf4"  # cli; hlt
+    struct.pack_into("<I", image, 0x202, 0x53726448)  # HdrS
+    struct.pack_into("<H", image, 0x206, 0x206)
+    struct.pack_into("<I", image, 0x22C, 0x37FFFFFF)  # highest address of the initramfs
+    struct.pack_into("<I", image, 0x238, 2047)  # length of the command line
+    return bytes(image)
+
+
+def _build_lab(world: World) -> None:
+    """What an image is made of, and a VM of; mmdebstrap is a stand-in that makes the files it would."""
+    if not all(shutil.which(program) for program in ("qemu-img", _lab_vm.QEMU)):
+        pytest.skip("needs QEMU")
+    lab, programs = world.lab, world.lab.parent / "bin"
+    (lab / "files").mkdir(parents=True)
+    (lab / "files" / "packages.txt").write_text("fio\n")
+    (lab / "kernel").write_bytes(_kernel())
+    (lab / "initrd").write_bytes(b"\0" * 512)
+    with (lab / "san.img").open("wb") as file:
+        file.truncate(MIB)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(lab / "root"), "1M"], check=True)
+    programs.mkdir()
+    stand_in = programs / "mmdebstrap"
+    stand_in.write_text("#!/bin/sh\nfor name in vmlinuz initrd tenant.initrd; do echo $name >$name; done\n")
+    with stand_in.open("a") as script:
+        script.write("head -c 65536 /dev/zero >root.ext4\n")
+    stand_in.chmod(0o755)
+
+
+@pytest.fixture
+def guests(monkeypatch: pytest.MonkeyPatch) -> Iterator[Libraries]:
+    libraries = Libraries()
+    monkeypatch.setattr(_libvirt, "load", lambda: libraries.modules[0])
+    monkeypatch.setattr(_guest_agent, "load", lambda: libraries.modules)
+    monkeypatch.setattr(_libvirt, "probe_interpreters_for_module", lambda *_arguments: None)
+    yield libraries
+    libraries.agent.close()
+
+
+@pytest.fixture
+def world(
+    request: pytest.FixtureRequest,
+    machine: Machine,
+    guests: Libraries,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[World]:
+    """On which ground is the fixture's parameter: ``emulated``, the real ``engine``, or the real ``lvm``."""
+    lab = tmp_path / "lab"
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(_lab_image, "accelerator", lambda *_arguments: ("tcg", "not asked here"))
+    monkeypatch.setattr(_lab_vm, "_STOP_TIMEOUT", 0.2)  # nothing in this VM hears of it
+    ground = getattr(request, "param", "emulated")
+    if ground == "engine":
+        with real.vportd(machine, tmp_path, monkeypatch) as modules:
+            yield from _living(World(machine, modules, None, guests, lab))
+        return
+    engine = request.getfixturevalue("engine")
+    if ground == "lvm":
+        with real.lvm(machine, tmp_path, monkeypatch) as modules:
+            yield from _living(World(machine, modules, engine, guests, lab))
+        return
+    machine.interceptor = _qemu_img
+    yield from _living(World(machine, request.getfixturevalue("modules"), engine, guests, lab))
+
+
+def _qemu_img(command: list[str]) -> tuple[int, str, str] | None:
+    if not command[0].startswith("qemu-"):
+        return None
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def _living(world: World) -> Iterator[World]:
+    try:
+        yield world
+    finally:
+        world.network.aborted.set()
+        for thread in world.threads:
+            thread.join()
+        world.machine.interceptor = _qemu_img
+        if (world.lab / "vms").exists():
+            world.modules.lab_vm(**_Vm("absent")(world))
+
+
+def _given(world: World, arguments: Arguments) -> dict[str, Any]:
+    return arguments(world) if callable(arguments) else arguments
+
+
+CASES = [
+    pytest.param(ground, row, id=f"{row.module}-{row.name}-{ground}".replace(" ", "_"))
+    for row in ROWS
+    for ground in row.on
+]
+
+
+@pytest.mark.parametrize(("world", "row"), CASES, indirect=["world"])
+def test_check_mode_touches_nothing_and_a_second_run_changes_nothing(world: World, row: Row) -> None:
+    if row.module.startswith("lab_"):
+        _build_lab(world)
+    for step in row.before:
+        if callable(step):
+            step(world)
+        else:
+            done = world.modules.run(step[0], False, step[1])
+            assert not done.get("failed"), done
+    arguments = _given(world, row.arguments)
+    proof = world.modules.foretold if row.repeats else world.modules.settles
+    result = proof(row.module, world.fingerprint, **arguments)
+    assert result["changed"] is row.changed
+    if row.changed and "diff" in result:
+        assert result["diff"]["before"] != result["diff"]["after"] or row.repeats, (
+            "a change that the diff does not show"
+        )
+
+
+@pytest.mark.parametrize("check", [True, False], ids=["check", "run"])
+@pytest.mark.parametrize("module", INFO)
+def test_a_module_that_reads_touches_nothing(
+    world: World, module: str, check: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, arguments in [TWO, *[step for step in (*VDISK, *BOUND) if not callable(step)]]:
+        assert world.modules.run(name, False, arguments)["changed"]
+    if module.startswith("lab_"):
+        _build_lab(world)
+        _is("started")(world)
+        (world.lab / "port").unlink()  # the VM has that one
+    library = libvirt_facts.Library()
+    library.local.domains.append(libvirt_facts.Domain())
+    monkeypatch.setattr(_libvirt, "load", lambda: library.module)
+    monkeypatch.setattr(_guest_agent, "load", lambda: libvirt_facts.load_both(library))
+    arguments = _given(world, INFO[module])
+    before = world.fingerprint()
+    result = world.modules.run(module, check, arguments)
+    if module == "lab_preflight" and result.get("failed"):
+        assert "the lab can't start" in result["msg"]  # whatever this machine lacks
+    else:
+        assert not result.get("failed"), result
+    assert not result.get("changed")
+    assert world.fingerprint() == before
+
+
+def test_every_module_is_in_a_table() -> None:
+    """It changes something and has rows, or changes nothing and is among those that read."""
+    assert sorted({row.module for row in ROWS} | set(INFO)) == MODULES
+    assert not {row.module for row in ROWS} & set(INFO)
+
+
+def test_every_state_of_a_module_is_in_a_row() -> None:
+    lacking = []
+    for module in sorted({row.module for row in ROWS}):
+        spec = importlib.import_module(f"ansible_collections.iovlab.storage.plugins.modules.{module}").SPEC
+        state = spec.options.get("state")
+        if state is None:
+            continue
+        shown = {_state(row, state["default"]) for row in ROWS if row.module == module}
+        lacking += [f"{module} state={choice}" for choice in state["choices"] if choice not in shown]
+    assert lacking == []
+
+
+def _state(row: Row, default: str) -> str:
+    given = row.arguments
+    found: str = getattr(given, "state", default) if callable(given) else given.get("state", default)
+    return found
+
+
+def test_what_repeats_itself_says_so() -> None:
+    """A row may leave out the second run only where the module's documentation leaves out the promise."""
+    for module in {row.module for row in ROWS if row.repeats}:
+        doc = documentation()[module]["doc"]
+        assert doc["attributes"]["idempotent"]["support"] in ("partial", "none"), module
+
+
+@pytest.mark.parametrize("module", ON_THE_LAB)
+def test_what_is_emulated_here_is_shown_on_the_lab(module: str) -> None:
+    __, path, text = ON_THE_LAB[module]
+    assert text in (ROOT / path).read_text(encoding="utf-8")
+    scenario = yaml.safe_load((ROOT / Path(*Path(path).parts[:2]) / "molecule.yml").read_text(encoding="utf-8"))
+    assert {"create", "verify"} <= set(scenario["scenario"]["test_sequence"])
