@@ -12,7 +12,7 @@ from ._errors import Refused
 from ._host import Host
 from ._plan import Plan, Step
 from ._sriov import Adapter, Request, Vf
-from ._users import users_of
+from ._users import defined_for, users_of
 
 NVME = "nvme"
 VFIO = "vfio-pci"
@@ -304,6 +304,7 @@ def plan_for(host: Host, current: Adapter, request: Request, bindings: Bindings,
     desired = wanted(current, request)
     planned = plan(current, desired)
     refuse_loss(host, current, planned, bindings, allow_recreate or request.count == 0)
+    refuse_missing_when_started(host, current, desired)
     refuse_driver_that_cannot_load(host, current, desired)
     return planned
 
@@ -331,6 +332,24 @@ def refuse_loss(host: Host, current: Adapter, planned: Plan, bindings: Bindings,
             "removing them all "
             f"({', '.join(victims)}); set allow_recreate if that is all right"
         )
+
+
+def refuse_missing_when_started(host: Host, current: Adapter, desired: tuple[WantedVf, ...]) -> None:
+    """Refused when a virtual machine that is shut off would not find its VF, or not with vfio-pci as it does now.
+
+    A VF that is removed and comes back at the same address is found.
+    """
+    lost = [
+        vf.address
+        for vf in current.vfs
+        if vf.index >= len(desired) or (vf.driver == VFIO and desired[vf.index].driver != VFIO)
+    ]
+    for address, guests in defined_for(host, lost).items():
+        if guests:
+            raise Refused(
+                f"VF {address} is in the definition of virtual machine {', '.join(guests)}, which is shut off and "
+                f"could not start without it; take the VF out with virsh edit {guests[0]}, or undefine the machine"
+            )
 
 
 def refuse_driver_that_cannot_load(host: Host, current: Adapter, desired: tuple[WantedVf, ...]) -> None:

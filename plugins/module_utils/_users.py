@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who uses a VF: every kind of user that would lose its device if the VF went away, named."""
+"""Who uses a VF: every kind of user that would lose its device if the VF went away, named.
+
+And which virtual machine would not start again without it: one that libvirt has defined with the VF and that does not
+run.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +18,8 @@ from . import _nvme
 from ._host import Host
 
 _PASSERS_BY = ("systemd-udevd", "(udev-worker)", "udevd")  # they open each new device for a moment
+_DEFINITIONS = "/etc/libvirt/qemu"
+_DEFINITION_LIMIT = 4 << 20  # bytes; libvirt's own are some KiB
 _EMULATORS = ("qemu", "kvm", "cloud-hypervisor", "crosvm")
 
 
@@ -28,6 +35,49 @@ def users_of(host: Host, addresses: Sequence[str], vports: Mapping[str, str]) ->
         users += _by_processes(host, processes, address, devices)
         found[address] = users
     return found
+
+
+def defined_for(host: Host, addresses: Sequence[str]) -> dict[str, list[str]]:
+    """The virtual machines that have each VF in their definition and do not run with it."""
+    found: dict[str, list[str]] = {address: [] for address in addresses}
+    for name, devices in _definitions(host) if addresses else ():
+        for address in devices & set(addresses):
+            found[address].append(name)
+    processes = list(_running(host)) if any(found.values()) else []
+    for address, names in found.items():
+        at_work = {_guest_name(process.arguments) for process in processes if _holds_it(process, address)}
+        found[address] = [name for name in names if name not in at_work]
+    return found
+
+
+def _definitions(host: Host) -> Iterator[tuple[str, set[str]]]:
+    """Each domain that libvirt keeps: its name, and the PCI addresses of this host that it is to get."""
+    directory = host.file(_DEFINITIONS)
+    try:
+        names = sorted(name for name in os.listdir(directory) if name.endswith(".xml"))
+    except OSError:
+        return  # there is no libvirt
+    for name in names:
+        try:
+            with open(os.path.join(directory, name), "rb") as file:
+                domain = ET.fromstring(file.read(_DEFINITION_LIMIT))
+        except (OSError, ET.ParseError):
+            continue  # gone meanwhile, or nothing that libvirt could start either
+        sources = domain.iterfind(".//source/address")
+        addresses = {address for source in sources if (address := _pci_address(source.attrib)) is not None}
+        yield domain.findtext("name") or name.removesuffix(".xml"), addresses
+
+
+def _pci_address(attributes: Mapping[str, str]) -> str | None:
+    """Of <address domain='0x0000' bus='0x01' slot='0x00' function='0x2'/>; None for one of another kind."""
+    try:
+        domain, bus, slot, function = (
+            int(attributes.get(part, "0") if part == "domain" else attributes[part], 0)
+            for part in ("domain", "bus", "slot", "function")
+        )
+    except (KeyError, ValueError):
+        return None
+    return f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +150,18 @@ def _by_processes(host: Host, processes: Sequence[_Process], address: str, devic
         held = next((node for node in vfio if node in process.opened), None)
         block = next((nodes[path] for path in process.opened if path in nodes), None)
         block = block or next((numbers[number] for number in process.opened.values() if number in numbers), None)
-        emulator = process.arguments and os.path.basename(process.arguments[0]).startswith(_EMULATORS)
-        if emulator and any(address in argument for argument in process.arguments):
+        if _holds_it(process, address):
             yield f"virtual machine {_guest_name(process.arguments)} (process {process.pid})"
         elif held:
             yield f"process {process.pid} ({process.command}) by VFIO through {held}"
         elif block:
             yield f"process {process.pid} ({process.command}) with {block} open"
+
+
+def _holds_it(process: _Process, address: str) -> bool:
+    """Whether this is a virtual machine that was started with the VF."""
+    emulator = process.arguments and os.path.basename(process.arguments[0]).startswith(_EMULATORS)
+    return bool(emulator) and any(address in argument for argument in process.arguments)
 
 
 def _open_files(directory: str) -> dict[str, str | None]:

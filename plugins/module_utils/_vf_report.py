@@ -14,7 +14,7 @@ from ._nvme import Resources
 from ._rpc import Vportd
 from ._sriov import Adapter
 from ._sriov_plan import Bindings, plan, wanted
-from ._users import users_of
+from ._users import defined_for, users_of
 
 
 def bindings(rpc_socket: str) -> Bindings:
@@ -27,13 +27,15 @@ def bindings(rpc_socket: str) -> Bindings:
 
 
 def described(host: Host, adapter: Adapter, bound: Bindings) -> dict[str, Any]:
-    users = users_of(host, [vf.address for vf in adapter.vfs], bound.vports)
+    addresses = [vf.address for vf in adapter.vfs]
+    users, defined = users_of(host, addresses, bound.vports), defined_for(host, addresses)
     vfs = [
         asdict(vf)
         | {
             "controller": _nvme.controller(host, vf.address),
             "namespaces": [asdict(namespace) for namespace in _nvme.namespaces(host, vf.address)],
-            "users": users[vf.address],
+            "users": users[vf.address]
+            + [f"virtual machine {name}, shut off, when it is started" for name in defined[vf.address]],
         }
         for vf in adapter.vfs
     ]

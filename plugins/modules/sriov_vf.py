@@ -13,6 +13,8 @@ description:
   - Makes an NVMe adapter have a number of virtual functions (VFs), each with its queue and interrupt resources, its
     controller online, and bound to a driver.
   - Only what differs is touched. A VF that is in use is never taken away; the module refuses and names its user.
+    A virtual machine that is shut off, and has the VF in libvirt's definition, counts as one where the VF would be
+    gone for good, or be taken from C(vfio-pci).
   - The adapter is named by O(pf), O(serial) or O(nqn); one of them is required.
   - When a step fails, the module goes back to the count, resources and drivers of before, or says what is left.
 author:
@@ -185,7 +187,7 @@ vfs:
       elements: dict
       sample: [{"nsid": 1, "device": "/dev/nvme1n1", "size": 1073741824, "identity": "uuid.7f6d"}]
     users:
-      description: Who uses the VF, a phrase each.
+      description: Who uses the VF, or would when it is started, a phrase each.
       type: list
       elements: str
       sample: ["vport web1"]

@@ -281,6 +281,74 @@ def test_a_vf_in_use_is_never_taken_away(
     assert any(user in entry for entry in listed)
 
 
+def _define(machine: Machine, name: str, device: str) -> None:
+    path = machine.root / f"etc/libvirt/qemu/{name}.xml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"<!-- made by libvirt -->\n<domain type='kvm'><name>{name}</name><devices>{device}\n"
+        "<controller type='pci'><address type='pci' domain='0x0000' bus='0x01' slot='0x00' function='0x1'/>"
+        "</controller></devices></domain>"
+    )
+
+
+def _source(function: int) -> str:
+    return f"<source><address domain='0x0000' bus='0x01' slot='0x00' function='{function:#x}'/></source>"
+
+
+HOSTDEVS = {
+    "hostdev": "<hostdev mode='subsystem' type='pci' managed='yes'>{}</hostdev>",
+    "interface": "<interface type='hostdev'>{}</interface>",
+}
+
+
+@pytest.mark.parametrize("device", HOSTDEVS)
+@pytest.mark.parametrize("check", [False, True])
+def test_a_vf_that_a_vm_needs_to_start_is_not_removed(
+    machine: Machine, modules: Modules, device: str, check: bool
+) -> None:
+    modules.sriov_vf(pf=PF, count=3)
+    _define(machine, "web1", HOSTDEVS[device].format(_source(3)))
+    before = machine.fingerprint()
+    for change in ({"state": "absent"}, {"count": 2, "allow_recreate": True}):
+        message = modules.refused("sriov_vf", check=check, pf=PF, **change)
+        assert "VF 0000:01:00.3 is in the definition of virtual machine web1, which is shut off" in message
+        assert "virsh edit web1" in message
+    assert machine.fingerprint() == before
+    users = [vf["users"] for vf in modules.sriov_vf_info(pf=PF)["adapters"][0]["vfs"]]
+    assert users == [[], [], ["virtual machine web1, shut off, when it is started"]]
+    assert modules.sriov_vf(pf=PF, count=4, allow_recreate=True, check=check)["changed"], "it is there again"
+    (machine.root / "etc/libvirt/qemu/web1.xml").unlink()
+    assert modules.sriov_vf(pf=PF, state="absent", check=check)["changed"]
+
+
+def test_a_vf_is_not_taken_from_vfio_pci_when_a_vm_needs_it_there(machine: Machine, modules: Modules) -> None:
+    machine.adapter.automatic.clear()
+    modules.sriov_vf(pf=PF, count=2, driver="vfio-pci")
+    _define(machine, "web1", HOSTDEVS["hostdev"].format(_source(1)))
+    assert f"VF {VF0} is in the definition of" in modules.refused("sriov_vf", pf=PF, count=2, driver="nvme")
+    machine.adapter.virt_mgmt({"-c": 1, "-a": 7})
+    assert modules.sriov_vf(pf=PF, count=2, driver="vfio-pci")["changed"], "this is help, and no loss"
+
+
+def test_a_vm_that_runs_with_its_vf_is_named_once(machine: Machine, modules: Modules) -> None:
+    modules.sriov_vf(pf=PF, count=2)
+    _define(machine, "web1", HOSTDEVS["hostdev"].format(_source(2)))
+    _define(machine, "web2", HOSTDEVS["hostdev"].format(_source(2)))
+    user = _guest(machine)
+    assert f"in use by {user}" in modules.refused("sriov_vf", pf=PF, state="absent")
+    users = modules.sriov_vf_info(pf=PF)["adapters"][0]["vfs"][1]["users"]
+    assert users == [user, "virtual machine web2, shut off, when it is started"]
+
+
+def test_definitions_that_name_no_vf_of_ours_are_no_users(machine: Machine, modules: Modules) -> None:
+    modules.sriov_vf(pf=PF, count=2)
+    _define(machine, "usb", "<hostdev type='usb'><source><address bus='1' device='2'/></source></hostdev>")
+    _define(machine, "other", HOSTDEVS["hostdev"].format(_source(7)))
+    (machine.root / "etc/libvirt/qemu/broken.xml").write_text("<domain><name>")
+    (machine.root / "etc/libvirt/qemu/gone.xml").symlink_to("nowhere")
+    assert modules.sriov_vf(pf=PF, state="absent")["changed"]
+
+
 def test_udev_that_looks_at_a_new_device_is_no_user(machine: Machine, modules: Modules) -> None:
     modules.sriov_vf(pf=PF, count=2)
     machine.process(500, "(udev-worker)", ["(udev-worker)"], [machine.dev / "nvme2n1"])
