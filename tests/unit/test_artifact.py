@@ -73,7 +73,7 @@ class Installed:
         shutil.rmtree(source)
         self.root = self.collections / "ansible_collections/iovlab/storage"
 
-    def run(self, *command: str) -> str:
+    def run(self, *command: str, status: int = 0) -> str:
         done = subprocess.run(
             command,
             cwd=self.empty,
@@ -84,7 +84,7 @@ class Installed:
             check=False,
             timeout=120,
         )
-        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr or done.stdout}"
+        assert done.returncode == status, f"{' '.join(command)}: {done.stderr or done.stdout}"
         said = (done.stdout + done.stderr).replace(str(ROOT / ".venv"), "")  # where Ansible itself is
         assert str(ROOT) not in said, "it looks into the checkout"
         return done.stdout
@@ -159,3 +159,21 @@ def test_a_module_and_the_filter_run(installed: Installed) -> None:
     )
     interpreter = f"ansible_python_interpreter={sys.executable}"
     installed.run("ansible-playbook", "-i", "localhost,", "-c", "local", "-e", interpreter, str(play))
+
+
+def test_the_report_of_the_preflight_is_the_users_and_not_in_the_collection(installed: Installed) -> None:
+    """Of a server that nobody can reach, which is a finding."""
+    inventory = installed.empty / "unreachable.yml"
+    server = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_ssh_retries": 0}
+    inventory.write_text(json.dumps({"all": {"children": {"hypervisors": {"hosts": {"server1": server}}}}}))
+    before = set(installed.root.rglob("*"))
+    report = installed.home / ".local/state/iovlab.storage/preflight.json"
+    said = installed.run("ansible-playbook", "-i", str(inventory), "iovlab.storage.preflight", status=2)
+    assert f"all of it is in {report}" in said
+    assert json.loads(report.read_text(encoding="utf-8"))["servers"]["server1"]["problems"]
+    chosen = installed.empty / "reports"
+    given = ("-e", f"preflight_reports={chosen}")
+    installed.run("ansible-playbook", "-i", str(inventory), *given, "iovlab.storage.preflight", status=2)
+    assert (chosen / "preflight.json").is_file()
+    new = {path for path in installed.root.rglob("*") if "__pycache__" not in path.parts} - before
+    assert new == set()
