@@ -20,12 +20,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from . import _lab_cache
 from ._errors import CommandFailed, Refused, TimedOut
 from ._host import Host
 from ._lab_vm import QEMU
 from ._plan import Plan, Step
 
-FILES = ("root.qcow2", "vmlinuz", "initrd", "tenant.initrd")
+FILES = (_lab_cache.ROOT, "vmlinuz", "initrd", "tenant.initrd")
 _RECIPE = 1  # one more whenever build() changes what comes out
 _HOOKS = "/tmp/iovlab"
 _KVM_SECONDS = 60.0
@@ -61,22 +62,45 @@ def _files(root: str) -> Iterator[tuple[str, int]]:
 
 
 def directory(cache: str, key: str) -> str:
-    return os.path.join(cache, "images", key)
+    return os.path.join(_lab_cache.images(cache), key)
 
 
-def plan(cache: str, key: str, refresh: bool) -> Plan:
-    """One step, build, when the cache has no image of this key or a fresh one is asked for."""
+def plan(cache: str, key: str, refresh: bool, keep: int) -> Plan:
+    """Build, when the cache has no image of this key or a fresh one is asked for, and then take away what is too many.
+
+    ``keep`` images stay, and all that VMs are built on.
+    """
     path = directory(cache, key)
     there = all(os.path.exists(os.path.join(path, name)) for name in FILES)
-    steps = () if there and not refresh else (Step("build", f"build the lab image {key} (one to three minutes)"),)
-    return Plan(before={"image": key if there else None}, after={"image": key}, steps=steps)
+    users = _lab_cache.users(path) if there and refresh else []
+    if users:
+        raise Refused(f"image {key} is in use by {', '.join(users)}; take that lab down before the image is made anew")
+    others = [other for other in _lab_cache.keys(cache) if other != key]
+    steps: list[Step] = []
+    gone: list[str] = []
+    if refresh or not there:
+        gone = _lab_cache.surplus(cache, key, keep)
+        steps.append(Step("build", f"build the lab image {key} (one to three minutes)"))
+        steps += [
+            Step("take_away", f"remove the lab image {other}, which no VM uses", {"key": other}) for other in gone
+        ]
+    return Plan(
+        before={"image": key if there else None, "others": sorted(others)},
+        after={"image": key, "others": sorted(set(others) - set(gone))},
+        steps=tuple(steps),
+    )
+
+
+def note_use(cache: str, key: str) -> None:
+    """The images that were asked for last are those that are kept."""
+    os.utime(directory(cache, key))
 
 
 def build(recipe: Recipe, cache: str, timeout: float) -> None:
     """Build the image and put it into the cache in one rename. The log is ``<cache>/images/<key>.log``."""
     key = recipe.key()
     final = directory(cache, key)
-    partial = tempfile.mkdtemp(prefix=f"{key}.partial-", dir=os.path.join(cache, "images"))
+    partial = tempfile.mkdtemp(prefix=f"{key}.partial-", dir=_lab_cache.images(cache))
     try:
         with open(f"{final}.log", "w", encoding="utf-8") as log:
             _run(_mmdebstrap(recipe), partial, log, timeout)
@@ -86,18 +110,11 @@ def build(recipe: Recipe, cache: str, timeout: float) -> None:
             json.dump({"suite": recipe.suite, "packages": recipe.packages(), "built": time.time()}, file, indent=1)
         os.chmod(partial, 0o755)
         if os.path.exists(final):
-            shutil.rmtree(final)
+            _lab_cache.put_aside(final)
         os.rename(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def remove_leftovers(cache: str) -> None:
-    """Remove what builds that were killed have left. Only called with the lock held, when no build runs."""
-    images = os.path.join(cache, "images")
-    for name in os.listdir(images):
-        if ".partial-" in name:
-            shutil.rmtree(os.path.join(images, name))
+    _lab_cache.remove_leftovers(cache)
 
 
 def _mmdebstrap(recipe: Recipe) -> list[str]:
@@ -149,8 +166,8 @@ def _last_error(path: str) -> str:
 @contextmanager
 def locked(cache: str, timeout: float) -> Iterator[None]:
     """Only one build at a time in one cache; a second one waits for the first and finds its image."""
-    os.makedirs(os.path.join(cache, "images"), exist_ok=True)
-    with open(os.path.join(cache, "images", "lock"), "w", encoding="ascii") as file:
+    os.makedirs(_lab_cache.images(cache), exist_ok=True)
+    with open(os.path.join(_lab_cache.images(cache), "lock"), "w", encoding="ascii") as file:
         deadline = time.monotonic() + timeout
         while True:
             try:

@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from . import _lab_cache
 from ._errors import CommandFailed, Refused, TimedOut
 from ._host import Host, wait_until
 from ._plan import Plan, Step
@@ -266,9 +267,10 @@ def _difference(running: Sequence[str] | None, vm: LabVm) -> str:
 
 def create(host: Host, vm: LabVm) -> None:
     os.makedirs(vm.home, exist_ok=True)
-    partial = vm.path("overlay.qcow2.partial")
-    host.output(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", vm.image.root, partial], 120)
-    os.replace(partial, vm.path("overlay.qcow2"))
+    partial, overlay = vm.path("overlay.qcow2.partial"), vm.path("overlay.qcow2")
+    with _lab_cache.claimed(vm.image.root, overlay):
+        host.output(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", vm.image.root, partial], 120)
+        os.replace(partial, overlay)
 
 
 def start(vm: LabVm) -> None:

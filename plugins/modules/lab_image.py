@@ -39,9 +39,15 @@ options:
     default: ""
   refresh:
     description:
-      - Builds the image again, with today's packages, though the cache has it.
+      - Builds the image again, with today's packages, though the cache has it. Refused while a VM is built on it.
     type: bool
     default: false
+  keep:
+    description:
+      - When an image is built, this many stay in the cache, those that were asked for last; and besides them all that a
+        VM is built on, whether it runs or not.
+    type: int
+    default: 2
   timeout:
     description:
       - Seconds that a build may take.
@@ -97,12 +103,14 @@ steps:
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.iovlab.storage.plugins.module_utils import _lab_image
+from ansible_collections.iovlab.storage.plugins.module_utils import _lab_cache, _lab_image
 from ansible_collections.iovlab.storage.plugins.module_utils._argspec import ArgumentSpec
+from ansible_collections.iovlab.storage.plugins.module_utils._errors import Refused
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
 from ansible_collections.iovlab.storage.plugins.module_utils._plan import carry_out
@@ -114,6 +122,7 @@ SPEC = ArgumentSpec(
         "suite": {"type": "str", "default": "trixie"},
         "mirror": {"type": "str", "default": ""},
         "refresh": {"type": "bool", "default": False},
+        "keep": {"type": "int", "default": 2},
         "timeout": {"type": "int", "default": 1800},
     }
 )
@@ -121,15 +130,24 @@ SPEC = ArgumentSpec(
 
 def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     options = module.params
+    if options["keep"] < 1:
+        raise Refused(
+            f"keep: {options['keep']} images are too few, since the one that is asked for stays; give 1 or more"
+        )
     recipe = _lab_image.Recipe(options["files"], options["suite"], options["mirror"])
     key, cache = recipe.key(), options["cache"]
-    planned = _lab_image.plan(cache, key, options["refresh"])
+    planned = _lab_image.plan(cache, key, options["refresh"], options["keep"])
     kind, why = "tcg", "not known before the image is built"
     if not module.check_mode:
         with _lab_image.locked(cache, options["timeout"]):
-            _lab_image.remove_leftovers(cache)
-            planned = _lab_image.plan(cache, key, options["refresh"])
-            carry_out(planned, {"build": lambda: _lab_image.build(recipe, cache, options["timeout"])})
+            _lab_cache.remove_leftovers(cache)
+            planned = _lab_image.plan(cache, key, options["refresh"], options["keep"])
+            actions: dict[str, Callable[..., None]] = {
+                "build": lambda: _lab_image.build(recipe, cache, options["timeout"]),
+                "take_away": lambda key: _lab_cache.take_away(cache, key),
+            }
+            carry_out(planned, actions)
+            _lab_image.note_use(cache, key)
             kind, why = _lab_image.accelerator(host, cache, key)
     path = _lab_image.directory(cache, key)
     files = {name: os.path.join(path, file) for name, file in zip(_FILES, _lab_image.FILES, strict=True)}

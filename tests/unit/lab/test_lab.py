@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The lab on the control node: what is refused before anything starts, and what a VM is told by."""
 
+import fcntl
 import io
 import itertools
 import json
@@ -14,7 +15,12 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.iovlab.storage.plugins.module_utils import _lab_image, _lab_preflight, _lab_vm
+from ansible_collections.iovlab.storage.plugins.module_utils import (
+    _lab_cache,
+    _lab_image,
+    _lab_preflight,
+    _lab_vm,
+)
 from ansible_collections.iovlab.storage.plugins.module_utils._errors import CommandFailed, Refused
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._lab_vm import Adapter, Image, LabVm
@@ -269,7 +275,7 @@ def test_a_build_that_fails_leaves_no_image_and_says_why(tmp_path: Path, monkeyp
     recipe = _lab_image.Recipe(str(files), "trixie")
     with _lab_image.locked(str(cache), 1), pytest.raises(CommandFailed, match="E: no mirror today"):
         _lab_image.build(recipe, str(cache), 10)
-    assert [step.verb for step in _lab_image.plan(str(cache), recipe.key(), False).steps] == ["build"]
+    assert [step.verb for step in _lab_image.plan(str(cache), recipe.key(), False, 2).steps] == ["build"]
     assert not [name for name in os.listdir(cache / "images") if "partial" in name]
 
 
@@ -277,7 +283,7 @@ def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
     left = tmp_path / "images" / "0123.partial-abcd"
     left.mkdir(parents=True)
     with _lab_image.locked(str(tmp_path), 1):
-        _lab_image.remove_leftovers(str(tmp_path))
+        _lab_cache.remove_leftovers(str(tmp_path))
     assert not left.exists()
 
 
@@ -285,3 +291,106 @@ def test_a_second_build_waits_and_then_gives_up_in_one_line(tmp_path: Path) -> N
     second = _lab_image.locked(str(tmp_path), 0.1)
     with _lab_image.locked(str(tmp_path), 1), pytest.raises(Refused, match="another run builds"), second:
         pytest.fail("two builds at once")
+
+
+# The cache of images
+
+
+def image(cache: Path, key: str, used: int) -> Path:
+    """A whole image that was asked for last at the time ``used``."""
+    made = cache / "images" / key
+    made.mkdir(parents=True)
+    for name in _lab_image.FILES:
+        (made / name).write_text(key)
+    (cache / "images" / f"{key}.log").write_text("built")
+    os.utime(made, (used, used))
+    return made
+
+
+def disk_on(root: Path, overlay: Path) -> None:
+    """A VM's disk, as the module makes it."""
+    if shutil.which("qemu-img") is None:
+        pytest.skip("needs qemu-img")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(root), "1M"], check=True)
+    vm = make_vm(overlay.parent.parent, name=overlay.parent.name, image=Image(str(root), "/k", "/i"))
+    _lab_vm.create(this_machine(), vm)
+    assert Path(vm.path("overlay.qcow2")) == overlay
+
+
+def there(cache: Path) -> list[str]:
+    return sorted(path.name for path in (cache / "images").iterdir() if path.is_dir())
+
+
+def removed(cache: Path, key: str, keep: int) -> list[str]:
+    planned = _lab_image.plan(str(cache), key, False, keep)
+    return [step.args["key"] for step in planned.steps if step.verb == "take_away"]
+
+
+def test_the_images_that_were_used_last_stay(tmp_path: Path) -> None:
+    for used, key in enumerate(("c", "a", "b", "d"), 1000):
+        image(tmp_path, key, used)
+    assert removed(tmp_path, "new", 1) == ["d", "b", "a", "c"]
+    assert removed(tmp_path, "new", 3) == ["a", "c"]
+    assert removed(tmp_path, "new", 9) == []
+    assert removed(tmp_path, "a", 1) == [], "nothing is built, so nothing is removed"
+    _lab_image.note_use(str(tmp_path), "c")
+    assert removed(tmp_path, "new", 2) == ["d", "b", "a"]
+    with _lab_image.locked(str(tmp_path), 1):
+        for key in removed(tmp_path, "new", 3):
+            _lab_cache.take_away(str(tmp_path), key)
+    assert there(tmp_path) == ["c", "d"]
+    assert not (tmp_path / "images" / "a.log").exists()
+
+
+def test_an_image_that_a_vm_is_built_on_stays_until_the_vm_is_gone(tmp_path: Path) -> None:
+    old, overlay = image(tmp_path, "old", 1), tmp_path / "lab" / "hv1" / "overlay.qcow2"
+    disk_on(old / "root.qcow2", overlay)
+    os.utime(old, (1, 1))
+    image(tmp_path, "unused", 2)
+    assert removed(tmp_path, "new", 1) == ["unused"], "though it is older"
+    _lab_cache.take_away(str(tmp_path), "old")  # as if the VM had come after the plan
+    assert there(tmp_path) == ["old", "unused"]
+    with pytest.raises(Refused, match=rf"image old is in use by {overlay}; take that lab down"):
+        _lab_image.plan(str(tmp_path), "old", True, 2)
+    newer = image(tmp_path, "newer", 3)
+    overlay.unlink()
+    disk_on(newer / "root.qcow2", overlay)
+    os.utime(old, (1, 1))
+    assert removed(tmp_path, "new", 1) == ["unused", "old"], "the VM is built on another one by now"
+
+
+def test_an_image_that_a_qemu_has_open_stays(tmp_path: Path) -> None:
+    """Of a VM whose files are gone, or that nobody has linked: QEMU's locks tell."""
+    old = image(tmp_path, "old", 1)
+    wish = _lab_cache._FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 100, 1, 0)
+    with (old / "root.qcow2").open("rb") as file:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, wish)
+        assert removed(tmp_path, "new", 1) == []
+    assert removed(tmp_path, "new", 1) == ["old"]
+
+
+def test_an_image_is_not_removed_while_a_disk_is_made_on_it(tmp_path: Path) -> None:
+    old = image(tmp_path, "old", 1)
+    with _lab_cache.claimed(str(old / "root.qcow2"), str(tmp_path / "overlay")):
+        _lab_cache.take_away(str(tmp_path), "old")
+        assert there(tmp_path) == ["old"]
+    _lab_cache.take_away(str(tmp_path), "old")
+    assert there(tmp_path) == []
+
+
+def test_killed_while_it_removes_an_image_the_others_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for used, key in enumerate(("a", "b"), 1000):
+        image(tmp_path, key, used)
+
+    def killed(path: str) -> None:
+        os.unlink(os.path.join(path, "root.qcow2"))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _lab_cache.take_away(str(tmp_path), "a")
+    assert _lab_cache.keys(str(tmp_path)) == ["b"]
+    assert [step.verb for step in _lab_image.plan(str(tmp_path), "a", False, 2).steps] == ["build"]
+    _lab_cache.remove_leftovers(str(tmp_path))
+    assert there(tmp_path) == ["b"]

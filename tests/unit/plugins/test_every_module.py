@@ -316,6 +316,12 @@ def _image_there(world: World) -> None:
     assert world.modules.lab_image(**_image(world))["changed"]
 
 
+def _others_there(world: World) -> None:
+    for used, key in enumerate(("old", "older"), 1000):
+        (world.lab / "cache" / "images" / key).mkdir(parents=True)
+        os.utime(world.lab / "cache" / "images" / key, (-used, -used))
+
+
 def _image_fresh(world: World) -> dict[str, Any]:
     return _image(world) | {"refresh": True}
 
@@ -365,6 +371,7 @@ def _is(state: str) -> Callable[[World], None]:
 
 LAB = [
     Row("lab_image", _image, name="fresh"),
+    Row("lab_image", _image, (_others_there,), name="one too many"),
     Row("lab_image", _image, (_image_there,), changed=False, name="there"),
     Row("lab_image", _image_fresh, (_image_there,), repeats="it is asked for a fresh image", name="refreshed"),
     Row("lab_vm", _Vm("started"), name="started"),
