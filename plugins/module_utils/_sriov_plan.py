@@ -106,9 +106,33 @@ def _share(
     if asked * count > resources.for_secondaries:
         raise Refused(
             f"{option}: {count} VFs with {asked} each need {asked * count} flexible {kind} resources, "
-            f"adapter {adapter.address} has {resources.for_secondaries}; ask for fewer VFs or fewer {option}"
+            f"{_held(adapter, option, kind, resources)}; {_remedies(adapter, option, resources, count, asked, least)}"
         )
     return asked
+
+
+def _held(adapter: Adapter, option: str, kind: str, resources: _nvme.Resources) -> str:
+    """How many there are, who has them, and how many nobody has."""
+    holders = [(f"VF {adapter.vf_address(one.vf - 1)}", getattr(one, option)) for one in adapter.secondaries]
+    holders.insert(0, (f"the PF itself ({kind}RFAP)", resources.assigned_to_primary))
+    told = [f"{count} are held by {holder}" for holder, count in holders if count]
+    free = max(resources.total - sum(count for __, count in holders), 0)
+    return f"adapter {adapter.address} has {resources.total}: {', '.join([*told, f'{free} are free'])}"
+
+
+def _remedies(adapter: Adapter, option: str, resources: _nvme.Resources, count: int, asked: int, least: int) -> str:
+    found = []
+    if resources.for_secondaries >= asked:
+        found.append(f"ask for {resources.for_secondaries // asked} VFs at most")
+    if resources.for_secondaries // count >= least:
+        found.append(f"ask for {option}={resources.for_secondaries // count} at most")
+    if resources.assigned_to_primary:
+        kind = _QUEUES if option == "queues" else _INTERRUPTS
+        found.append(
+            f"take them from the PF (nvme virt-mgmt /dev/{adapter.controller} -c CNTLID-OF-THE-PF -r {kind} -a 1 -n 0, "
+            "then a reset of that controller, which takes every VF offline)"
+        )
+    return ", or ".join(found) or "it has too few for any VF"
 
 
 def as_it_is(adapter: Adapter) -> tuple[WantedVf, ...]:

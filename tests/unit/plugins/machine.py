@@ -49,6 +49,8 @@ class Adapter:
     total: int = 4
     flexible_queues: int = 8
     flexible_interrupts: int = 8
+    primary_queues: int = 0  # flexible ones that the PF has itself
+    primary_interrupts: int = 0
     json_style: str = "current"
     late_links: bool = False  # virtfnN links come a moment after the write returned
     broken_probe: set[str] = field(default_factory=set)  # VFs that no driver takes
@@ -199,6 +201,7 @@ class Adapter:
                 return 1, "", "NVMe status: Invalid Secondary Controller State: (0x4120)"
             kind = "queues" if options["-r"] == 0 else "interrupts"
             limit = self.flexible_queues if options["-r"] == 0 else self.flexible_interrupts
+            limit -= self.primary_queues if options["-r"] == 0 else self.primary_interrupts
             others = sum(getattr(other, kind) for other in self.controllers.values() if other is not controller)
             if others + options["-n"] > limit or options["-n"] > limit // self.total:
                 return 1, "", "NVMe status: Invalid Number of Controller Resources: (0x4121)"
@@ -243,15 +246,16 @@ class Adapter:
         queues, interrupts = self.flexible_queues, self.flexible_interrupts
         if form == "binary":
             data = bytearray(4096)
-            struct.pack_into("<IIHHHH", data, 32, queues, 0, 0, 2, queues // self.total, 1)
-            struct.pack_into("<IIHHHH", data, 64, interrupts, 0, 0, 1, interrupts // self.total, 1)
+            struct.pack_into("<IIHHHH", data, 32, queues, 0, self.primary_queues, 2, queues // self.total, 1)
+            struct.pack_into(
+                "<IIHHHH", data, 64, interrupts, 0, self.primary_interrupts, 1, interrupts // self.total, 1
+            )
             return bytes(data)
         if self.json_style == "unusable":
             return "not json"
-        caps = {"vqfrt": queues, "vqrfa": 0, "vqrfap": 0, "vqprt": 2, "vqfrsm": queues // self.total}
-        return json.dumps(
-            caps | {"vifrt": interrupts, "virfa": 0, "virfap": 0, "viprt": 1, "vifrsm": interrupts // self.total}
-        )
+        caps = {"vqfrt": queues, "vqrfa": 0, "vqrfap": self.primary_queues, "vqprt": 2, "vqfrsm": queues // self.total}
+        caps |= {"vifrt": interrupts, "virfa": 0, "virfap": self.primary_interrupts, "viprt": 1}
+        return json.dumps(caps | {"vifrsm": interrupts // self.total})
 
 
 class KernelSysfs(Sysfs):

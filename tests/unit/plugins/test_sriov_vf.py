@@ -171,6 +171,30 @@ def _too_few_queues(machine: Machine) -> dict[str, Any]:
     return {"pf": PF, "count": 4, "queues": 1}
 
 
+def _pf_has_most(machine: Machine) -> dict[str, Any]:
+    machine.adapter.primary_queues = 5
+    return {"pf": PF, "count": 2}
+
+
+def _pf_has_all(machine: Machine) -> dict[str, Any]:
+    machine.adapter.primary_interrupts = 8
+    machine.adapter.json_style = "unusable"
+    return {"pf": PF, "count": 2, "interrupts": 1}
+
+
+def _vfs_have_some(machine: Machine) -> dict[str, Any]:
+    machine.adapter.primary_queues = 3
+    for cntlid, queues in ((1, 2), (3, 2)):
+        machine.adapter.controllers[cntlid].queues = queues
+    return {"pf": PF, "count": 3, "queues": 2}
+
+
+def _too_few_for_any(machine: Machine) -> dict[str, Any]:
+    caps = '{"vqfrt": 1, "vqrfap": 0, "vqfrsm": 2, "vifrt": 8, "virfap": 0, "vifrsm": 2}'
+    machine.interceptor = lambda command: (0, caps, "") if command[1] == "primary-ctrl-caps" else None
+    return {"pf": PF, "count": 1}
+
+
 def _bad_address(machine: Machine) -> dict[str, Any]:
     return {"pf": "nvme0", "count": 1}
 
@@ -193,6 +217,31 @@ def _no_count(machine: Machine) -> dict[str, Any]:
         (_no_nvme_cli, ["nvme is not installed", "nvme-cli"]),
         (_too_many_queues, ["queues: 3", "2 at most"]),
         (_too_few_queues, ["queues: 1", "2 or more"]),
+        (
+            _pf_has_most,
+            [
+                "queues: 2 VFs with 2 each need 4 flexible VQ resources",
+                f"adapter {PF} has 8: 5 are held by the PF itself (VQRFAP), 3 are free",
+                "ask for 1 VFs at most, or take them from the PF",
+                "nvme virt-mgmt /dev/nvme0 -c CNTLID-OF-THE-PF -r 0 -a 1 -n 0",
+            ],
+        ),
+        (
+            _pf_has_all,
+            [
+                f"adapter {PF} has 8: 8 are held by the PF itself (VIRFAP), 0 are free; take them from the PF",
+                "-r 1 -a 1 -n 0",
+            ],
+        ),
+        (
+            _vfs_have_some,
+            [
+                "3 are held by the PF itself (VQRFAP), 2 are held by VF 0000:01:00.1, "
+                "2 are held by VF 0000:01:00.3, 1 are free",
+                "ask for 2 VFs at most, or take them from the PF",
+            ],
+        ),
+        (_too_few_for_any, ["queues: 1 VFs with 2 each need 2", f"adapter {PF} has 1: 1 are free; it has too few"]),
         (_bad_address, ["'nvme0' is not a PCI address"]),
         (_no_count, ["count: 0", "state=absent"]),
     ],
