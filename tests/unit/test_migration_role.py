@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The role migration's own expressions, evaluated by Ansible."""
+"""The role migration and its playbook, as far as they go without a hypervisor: evaluated by Ansible."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ansible_collections.iovlab.storage.plugins.plugin_utils._evacuation import evacuation_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 START = 1_763_856_000.0
@@ -25,6 +27,7 @@ PROGRESS = [
     for half in range(3)
 ]
 NUMBERS = {"total_time": 2.0, "downtime": 0.1, "progress": PROGRESS}
+EVACUATION = evacuation_plan([{"name": "web1", "memory": 1}], {"hv2": {"free_memory": 2, "free_vfs": 1}}, "hv1")
 MOVED: dict[str, tuple[dict[str, Any], int]] = {
     "failed": ({"migration_moved": {"failed": True, "msg": "it was aborted", "progress": PROGRESS}}, 3),
     "refused": ({"migration_moved": {"failed": True, "msg": "no such VM"}}, 0),
@@ -32,6 +35,12 @@ MOVED: dict[str, tuple[dict[str, Any], int]] = {
     "there already": ({"migration_moved": {"changed": False, "migration": {}}}, 0),
     "not begun": ({}, 0),
 }
+
+
+def ansible_playbook(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+    command = ["ansible-playbook", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +71,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "tasks": [task | {"vars": {"end": end} | given} for end, (given, __) in MOVED.items()],
     }
     (where / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
-    command = ["ansible-playbook", "-i", "localhost,", "-c", "local", str(where / "play.yml")]
-    environment = os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = ansible_playbook("-i", "localhost,", "-c", "local", str(where / "play.yml"))
     assert done.returncode == 0, done.stdout + done.stderr
     return {end: json.loads((where / end).read_text(encoding="utf-8")) for end in MOVED}
 
@@ -75,3 +82,45 @@ def test_the_report_has_the_progress_of_any_live_migration_that_began(reports: d
     assert len(progress) == MOVED[end][1]
     assert [one["iteration"] for one in progress] == [1, 2, 3][: len(progress)]
     assert not [error for error in reports[end]["errors"] if "progress" in error]
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"migrate_moves": [{"mv": "web1", "to": "hv2"}]}, "missing required arguments: vm found in migrate_moves"),
+        ({"migrate_moves": [{"vm": "web1", "too": "hv2"}]}, "migrate_moves.too. Supported parameters include:"),
+        ({"migrate_at_once": "many"}, "argument 'migrate_at_once' is of type str and we were unable to convert to int"),
+    ],
+)
+def test_a_wrong_variable_is_named_before_any_host_is_asked(nowhere: str, given: dict[str, Any], line: str) -> None:
+    done = ansible_playbook("-i", nowhere, "-e", json.dumps(given), "playbooks/migrate.yml")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert [one for one in done.stdout.splitlines() if one.strip().startswith(line)]
+    assert "PLAY [Find the VMs]" not in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"vm": "web1", "to": "hv2", "migrate_at_once": "1"},
+        {"migrate_moves": [{"vm": "web1"}, {"vm": "web2", "to": "hv1"}]},
+        {"migrate_moves": EVACUATION["moves"]},
+    ],
+)
+def test_what_can_be_asked_for_passes(nowhere: str, given: dict[str, Any]) -> None:
+    done = ansible_playbook("-i", nowhere, "-e", json.dumps(given), "playbooks/migrate.yml")
+    assert "PLAY [Find the VMs]" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> str:
+    """An inventory of one hypervisor, which cannot be reached."""
+    inventory = tmp_path / "hosts.json"
+    hosts = {"hv1": {"ansible_host": "127.0.0.1", "ansible_port": 1}}
+    tenants = [{"name": "web1", "vport": "web1", "hypervisor": "hv1", "luns": []}]
+    inventory.write_text(
+        json.dumps({"all": {"vars": {"tenants": tenants}, "children": {"hypervisors": {"hosts": hosts}}}})
+    )
+    return str(inventory)
