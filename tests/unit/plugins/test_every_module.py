@@ -402,8 +402,8 @@ INFO: dict[str, Arguments] = {
 # What of a module is an emulation above, and the test on the lab in which it is not.
 ON_THE_LAB = {
     "sriov_vf": ("the adapter and the kernel", "molecule/default/prepare.yml", "Check that nothing has changed"),
-    "lab_image": ("mmdebstrap", "molecule/default/create.yml", "playbooks/lab_up.yml"),
-    "lab_vm": ("the system in the VM", "molecule/default/create.yml", "playbooks/lab_up.yml"),
+    "lab_image": ("mmdebstrap", "molecule/default/create.yml", "iovlab.storage.lab_up"),
+    "lab_vm": ("the system in the VM", "molecule/default/create.yml", "iovlab.storage.lab_up"),
     "vport_lease": ("another hypervisor", "molecule/faults/tests/test_lease.py", "def test_back_from_the_dead"),
     "vm_migrate": (
         "libvirt and QEMU",
