@@ -231,6 +231,8 @@ def _wanted(
             f"nsid: vportd uses namespace {adapter['nsid']} of adapter {adapter['adapter']}, not {options['nsid']}; "
             "correct it or leave it out"
         )
+    if adapter["device"] is None:
+        raise Refused(f"vport {record['vport']}: {adapter['error']}")
     luns = []
     storage = None
     for entry in options["luns"]:

@@ -89,6 +89,16 @@ class EngineProcess:
         self.prefix = list(prefix)
         self.configure(**adapter)
 
+    def replace_storage(self):
+        """Take the device away, and have another with the same content in its place; the path of that."""
+        anew = self.storage.with_name("anew.img")
+        anew.write_bytes(self.storage.read_bytes())
+        for link in (self.directory / "dev").iterdir():
+            link.unlink()
+            link.symlink_to(anew)
+        os.truncate(self.storage, 0)  # nothing can be read from a block device that is gone
+        return anew
+
     def make_storage(self):
         with open(self.storage, "wb") as file:
             file.truncate(self.size)

@@ -571,6 +571,40 @@ def test_requests_wait_while_the_lease_cannot_be_renewed(hosts, front_end):
     assert lease(rpc)["state"] == "held"
 
 
+def test_a_device_that_was_taken_away_and_is_there_anew_is_opened_anew(hosts, front_end):
+    hv1 = hosts("hv1")
+    rpc = make(hv1)
+    queue = front_end(hv1.socket()).start()
+    assert queue.do(OUT, 0, b"1" * 512)[0] == OK
+    anew = hv1.replace_storage()
+    wait_for(lambda: "taken_over" in events(rpc))
+    assert queue.do(IN, 0, length=512)[:2] == (OK, b"1" * 512)
+    assert queue.do(OUT, 8, b"2" * 512)[0] == OK
+    assert anew.read_bytes()[8 * MIB + 4096 : 8 * MIB + 4608] == b"2" * 512
+    wait_for(lambda: lease(rpc)["state"] == "held")
+    assert "broken" not in events(rpc)
+
+
+def test_a_vm_that_arrives_while_the_device_is_away_waits_until_it_is_there_anew(hosts, front_end):
+    hv1 = hosts("hv1")
+    links = [(link, os.readlink(link)) for link in (hv1.directory / "dev").iterdir()]
+    rpc = make(hv1, incoming=True)
+    for link, __ in links:
+        link.unlink()
+    anew = hv1.storage.with_name("anew.img")
+    anew.write_bytes(hv1.storage.read_bytes())
+    os.truncate(hv1.storage, 0)
+    queue = front_end(hv1.socket()).start()
+    queue.submit(OUT, 0, b"1" * 512)
+    queue.kick()
+    wait_for(lambda: "lease_awaited" in events(rpc))
+    assert queue.reap() == []
+    for link, __ in links:
+        link.symlink_to(anew)
+    assert queue.wait(1, 10)[0][1] == OK
+    assert anew.read_bytes()[8 * MIB : 8 * MIB + 512] == b"1" * 512
+
+
 def test_a_block_that_was_destroyed_is_written_anew_by_its_owner_and_refused_by_others(hosts):
     hv1, hv2 = hosts("hv1"), hosts("hv2")
     rpc = make(hv1)

@@ -3,6 +3,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -89,6 +90,33 @@ def test_with_wait_the_guest_waits_until_the_storage_is_back(code, make, faults,
     assert failed["detail"]["error"] == errno.errorcode[code]
     assert next(one for one in record["history"] if one["event"] == "storage_back")["detail"]["seconds"] > 1
     assert sum(record["luns"][0]["latency_us"][20:]) == 3  # the wait is part of their latency
+
+
+def test_with_wait_a_device_that_is_there_anew_gets_what_the_old_one_failed(make, faults, make_vport, front_end):
+    engine = make(error_policy="wait")
+    rpc = make_vport(engine)
+    queue = front_end(engine.socket()).start()
+    faults.set("pf", errno.ENODEV)
+    queue.submit(OUT, 0, b"b" * 4096)
+    queue.kick()
+    wait_for(lambda: rpc.vport_get(vport="vp0")["waiting"] == 1)
+    anew = engine.replace_storage()
+    wait_for(lambda: "taken_over" in events(rpc))
+    faults.set("pf", 0)
+    assert queue.wait(1)[0][1] == OK
+    assert b"b" * 4096 in anew.read_bytes()
+    assert rpc.vport_get(vport="vp0")["luns"][0]["counters"]["errors"] == 0
+
+
+def test_without_its_device_an_adapter_is_listed_with_the_reason(make):
+    engine = make()
+    for link in (engine.directory / "dev").iterdir():
+        link.unlink()
+    for path in (engine.directory / "sys/bus/pci/devices").glob("*/nvme"):
+        shutil.rmtree(path.resolve())
+    (adapter,) = engine.rpc().adapter_list()
+    assert (adapter["device"], adapter["size"]) == (None, 0)
+    assert "has no block device" in adapter["error"]
 
 
 @pytest.mark.parametrize("code", [errno.ENODATA, errno.EINVAL, errno.EILSEQ])
@@ -269,10 +297,10 @@ def test_a_vport_away_from_its_vf_knows_it_after_a_restart_and_returns(make, fau
 
 @pytest.fixture
 def slow_storage(make_engine, tmp_path):
-    """An engine on a block device that takes a second for each request."""
+    """An engine on a block device that takes two seconds for each request."""
     engine = make_engine(start=False, backend="uring")
     try:
-        with SlowFile(tmp_path / "slow", engine.storage, 1.0) as slow, loop_device(slow.point) as device:
+        with SlowFile(tmp_path / "slow", engine.storage, 2.0) as slow, loop_device(slow.point) as device:
             for link in (engine.directory / "dev").iterdir():
                 link.unlink()
                 link.symlink_to(device)
@@ -328,10 +356,10 @@ def test_nobody_takes_over_while_requests_of_the_dead_worker_are_with_the_storag
     wait_for(lambda: is_dead(worker))
     dead = time.monotonic() - began
     wait_for(lambda: "taken_over" in events(rpc))
-    assert dead < 0.5 < time.monotonic() - began  # it was dead long before the storage was done
+    assert dead < 1.5 < time.monotonic() - began  # it was dead long before the storage was done
     assert queue.wait(1)[0][1] == OK
-    if path == "pf":  # then the new worker was started, whose look at the first block takes a second too
-        assert time.monotonic() - began > 1.6
+    if path == "pf":  # then the new worker was started, whose look at the first block takes its time too
+        assert time.monotonic() - began > 3.2
 
 
 def test_a_new_engine_waits_for_the_storage_to_be_done_with_what_the_old_one_began(slow_storage, make_vport, front_end):
@@ -345,7 +373,7 @@ def test_a_new_engine_waits_for_the_storage_to_be_done_with_what_the_old_one_beg
     began = time.monotonic()
     slow_storage.kill()
     wait_for(lambda: all(map(is_dead, workers)))
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 1
     slow_storage.start()
     assert "waiting for the end of an earlier engine" in slow_storage.log.read_text()
     front.disconnect()

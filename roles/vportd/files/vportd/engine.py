@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vportd import __version__, extent_file, journal, state_file
-from vportd.adapter import Adapter
+from vportd.adapter import Adapter, BlockDevice
 from vportd.config import PCI_ADDRESS, Config
 from vportd.errors import RpcError, StateError, StorageError, VportdError
 from vportd.mapping import Lun, digest, parse_luns, refuse_lease_overlap, refuse_overlap
@@ -158,10 +158,12 @@ class Engine:
         owners = {vport.vf: vport.name for vport in self.vports.values() if vport.vf is not None}
         found = []
         for adapter in self.adapters.values():
+            device: BlockDevice | None = None
+            error: str | None = None
             try:
                 device = adapter.device(adapter.pf)
             except StorageError as problem:
-                raise RpcError("STORAGE", str(problem)) from problem
+                error = str(problem)
             vfs = []
             for vf in adapter.vfs():
                 try:
@@ -173,9 +175,10 @@ class Engine:
                 {
                     "adapter": adapter.pf,
                     "nsid": adapter.config.nsid,
-                    "device": device.path,
-                    "size": device.size,
-                    "identity": device.identity,
+                    "device": device and device.path,
+                    "size": device.size if device else 0,
+                    "identity": device and device.identity,
+                    "error": error,
                     "vfs": vfs,
                 }
             )

@@ -47,6 +47,10 @@ class LeaseDisk:
             file = self._file = _Open(self._path())
         return file
 
+    def anew(self) -> None:
+        """Have it opened anew the next time: the device may be another by then."""
+        self._file = None
+
     def read(self, offset: int) -> Record:
         """Return the record at ``offset``. Raises OSError, StorageError, LeaseDamaged."""
         for look in range(_LOOKS):
@@ -75,8 +79,8 @@ class LeaseDisk:
         try:
             file = self._open()
             done = call(file.fd, [buffer], offset)
+            if done != SIZE:  # a block device that is gone has no bytes
+                raise OSError(errno.EIO, f"{done} of {SIZE} bytes")
         except OSError:
-            self._file = None  # opened anew the next time: the device may be another by then
+            self.anew()
             raise
-        if done != SIZE:
-            raise OSError(errno.EIO, f"{done} of {SIZE} bytes")

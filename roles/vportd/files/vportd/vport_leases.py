@@ -46,6 +46,7 @@ class Holder(Protocol):
     def waited_for(self) -> bool: ...
     def lease_lost(self, why: str) -> None: ...
     def lease_renewed(self) -> None: ...
+    def end_stale(self) -> bool: ...
 
 
 def leased(luns: Iterable[Lun]) -> dict[int, Lun]:
@@ -179,7 +180,13 @@ class VportLeases:
             )
 
     def _publish(self) -> None:
-        """Grant what all leases allow, and wake the worker when it may have found the gate closed."""
+        """Grant what all leases allow, and wake the worker when it may have found the gate closed. Not while a worker
+        has a device that is gone: it would fail what it takes.
+        """
+        if self._vport.end_stale():
+            self.gate.set(0.0)
+            self._disk.anew()
+            return
         now, before = lease_gate.now(), self.gate.valid_until
         valid = min((one.lease.valid_until for one in self._keepers.values()), default=None)
         self.gate.set(valid)

@@ -145,6 +145,10 @@ class VportRecord:
         """A lease is another host's: this vport must not do anything any more."""
         raise NotImplementedError
 
+    def end_stale(self) -> bool:
+        """End a worker that has a device which is gone, if there is another one now; True when there was one."""
+        raise NotImplementedError
+
     def lease_renewed(self) -> None:
         """The gate is open again: whoever waits there is to be told."""
         raise NotImplementedError
