@@ -93,19 +93,21 @@ def service(queue: Queue) -> bool:
             queue.taken = began = _clock()
             log = device.log
             for head, chain in taken:
-                if len(chain) == 12 and chain[1] == 16 and chain[9] == 1 and not chain[2] & 2 and chain[10] & 2:
-                    header, data, length, status = chain[0] - low, chain[4] - low, chain[5], chain[8] - low
+                if len(chain) == 12:
+                    header, size, out, __, data, length, flags, __, status, one, back, __ = chain
                     if (
-                        header >= 0
-                        and data >= 0
-                        and status >= 0
-                        and chain[0] + 16 <= high
-                        and chain[4] + length <= high
-                        and chain[8] < high
+                        size == 16
+                        and one == 1
+                        and not out & 2
+                        and back & 2
+                        and low <= header <= high - 16
+                        and low <= data <= high - length
+                        and low <= status < high
                     ):
-                        kind, __, sector = unpack(view, header)
+                        data -= low
+                        kind, __, sector = unpack(view, header - low)
                         position = sector << 9
-                        if length and not length & 511 and kind < 2 and (chain[6] & 2 == 0) == kind:
+                        if length and not length & 511 and kind < 2 and (flags & 2 == 0) == kind:
                             stop = position + length
                             if position < start or stop > end:
                                 number = position >> granule
@@ -127,7 +129,7 @@ def service(queue: Queue) -> bool:
                                     except OSError:
                                         count = -1
                                     if count == length:
-                                        view[status] = 0
+                                        view[status - low] = 0
                                         if kind:
                                             writes += 1
                                             bytes_written += length
@@ -140,7 +142,7 @@ def service(queue: Queue) -> bool:
                                             dirty.append(chain)
                                         continue
                                 else:
-                                    request = Request(queue, head, chain, kind, length, 1, view[status : status + 1])
+                                    request = Request(queue, head, chain, kind, length, 1, view[status - low : status - low + 1])
                                     outstanding[head] = request
                                     submit(request, kind, position + delta, [view[data : data + length]])
                                     continue
