@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import fio, qemu_img
-from tests.bench.back_ends import MIB, Ours, Theirs, cpu_seconds, extents, private_mib
+from tests.bench.back_ends import MIB, Ours, Theirs, cpu_seconds, extents, packed, private_mib
 from tests.bench.load import Figures, Load, Shape
 from tests.slow_file import NoFuse, SlowFile, loop_device
 
@@ -189,15 +189,15 @@ def switches(ours: Ours, path: Path, theirs: Theirs, times: int) -> list[Row]:
 
 
 def pushes(ours: Ours, counts: list[int], repeats: int) -> list[Row]:
-    """Seconds from the call of ``mapping_set`` to its answer, when the mapping is live in every worker."""
+    """Seconds from a list of extents to the answer of ``mapping_set``, when the mapping is live in every worker."""
     rows = []
     for count in counts:
-        luns = [{"lun": 0, "vdisk": "push", "extents": extents(count, 4096, 0)}]
+        found = extents(count, 4096, 0)
         taken = []
         for __ in range(repeats):
             ours.rpc.vport_create(vport="push")
             began = time.perf_counter()
-            ours.rpc.mapping_set(vport="push", luns=luns)
+            ours.rpc.mapping_set(vport="push", luns=[{"lun": 0, "vdisk": "push", "extents": packed(found)}])
             taken.append(time.perf_counter() - began)
             ours.delete("push")
         rows.append({"case": f"push of {count} extents, s", OURS: statistics.median(taken)})

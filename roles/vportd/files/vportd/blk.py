@@ -142,7 +142,8 @@ def service(queue: Queue) -> bool:
                                             dirty.append(chain)
                                         continue
                                 else:
-                                    request = Request(queue, head, chain, kind, length, 1, view[status - low : status - low + 1])
+                                    at = status - low
+                                    request = Request(queue, head, chain, kind, length, 1, view[at : at + 1])
                                     outstanding[head] = request
                                     submit(request, kind, position + delta, [view[data : data + length]])
                                     continue

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vportd import __version__, extent_file, journal, state_file
-from vportd.adapter import Adapter
+from vportd.adapter import Adapter, BlockDevice
 from vportd.config import PCI_ADDRESS, Config
 from vportd.errors import RpcError, StateError, StorageError, VportdError
 from vportd.mapping import Lun, digest, parse_luns, refuse_lease_overlap, refuse_overlap
@@ -218,14 +218,12 @@ class Engine:
                 device = found.adapter.device(found.adapter.pf)
             except StorageError as problem:
                 raise RpcError("STORAGE", str(problem)) from problem
-            new = parse_luns(luns, device.block_size, device.size)
             others: list[tuple[str, tuple[Lun, ...]]] = []
             for other in self.vports.values():
                 if other is not found and self._same_storage(found, other):
                     others.append((other.name, other.luns))
-            refuse_overlap(vport, new, others)
-            refuse_lease_overlap(vport, new, others)
-            name = digest(new)
+            # a million extents take a second, in which leases are to be renewed and front ends answered
+            new, name = await asyncio.to_thread(_checked, vport, luns, device, others)
             changed = not found.generation or name != found.digest
             if changed:
                 found.refuse_mapping(new)
@@ -379,3 +377,13 @@ class Engine:
             except OSError as problem:
                 raise RpcError("STORAGE", f"the state of vport {vport} cannot be removed: {problem}") from problem
             return {}
+
+
+def _checked(
+    vport: str, luns: list[Any], device: BlockDevice, others: list[tuple[str, tuple[Lun, ...]]]
+) -> tuple[tuple[Lun, ...], str]:
+    """Return the mapping that ``luns`` says, and its digest. Raises RpcError INVALID."""
+    new = parse_luns(luns, device.block_size, device.size)
+    refuse_overlap(vport, new, others)
+    refuse_lease_overlap(vport, new, others)
+    return new, digest(new)
