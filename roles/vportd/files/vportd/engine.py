@@ -12,6 +12,7 @@ from vportd.config import PCI_ADDRESS, Config
 from vportd.errors import RpcError, StateError, StorageError, VportdError
 from vportd.mapping import Lun, digest, parse_luns, refuse_lease_overlap, refuse_overlap
 from vportd.surroundings import Surroundings
+from vportd.temporary_memory import give_back
 from vportd.vport import Vport
 
 VPORT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,14}")
@@ -228,6 +229,8 @@ class Engine:
             if changed:
                 found.refuse_mapping(new)
                 await found.set_mapping(new, name, MAPPING_TIMEOUT)
+            if sum(len(one.extents) for one in new) > extent_file.MANY:
+                give_back()
             return {"generation": found.generation, "digest": found.digest, "changed": changed}
 
     @staticmethod
