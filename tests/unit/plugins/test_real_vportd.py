@@ -58,7 +58,7 @@ def test_very_many_extents_go_packed_and_come_back_the_same(vportd: Modules) -> 
     extents: list[list[Any]] = [[512 * at, 512 * (at * 37 % 5000), 512] for at in range(5000)]
     extents[7].append("ro")
     luns = [{"lun": 0, "vdisk": "many", "extents": extents}]
-    pushed = vportd.settles("adapter_mapping", lambda: _fingerprint(vportd), vport="v1", luns=luns)
+    pushed = vportd.settles("adapter_mapping", lambda: real.told(vportd), vport="v1", luns=luns)
     assert pushed["luns"][0]["extents"] == extents
     extents[9][1] = extents[4000][1]
     words = vportd.refused("adapter_mapping", vport="v1", luns=luns)
