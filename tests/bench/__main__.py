@@ -10,18 +10,18 @@ import json
 import multiprocessing
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.bench.back_ends import MIB, Ours, Theirs, cpu_seconds, extents, private_mib
+from tests.bench import fio, qemu_img
+from tests.bench.back_ends import MIB, Ours, Theirs, cpu_seconds, extents, packed, private_mib
 from tests.bench.load import Figures, Load, Shape
 from tests.slow_file import NoFuse, SlowFile, loop_device
 
@@ -31,6 +31,7 @@ MANY = 1 << 20  # extents, of 4 KiB each
 LATENCY = 100e-6  # seconds of the device that is made slow
 REPEATS = {True: (3, 0.3), False: (7, 1.0)}  # quick: how often, and for how many seconds
 OURS, DEFAULT, URING = "vportd", "peer", "peer io_uring"
+FIO, ONE = "fio io_uring", "one extent"  # in rows that have no peer
 Row = dict[str, Any]
 
 
@@ -68,13 +69,55 @@ def compare(name: str, sides: dict[str, tuple[Path, list[int]]], shape: Shape, r
             rates[side].append(figures.rate)
             costs[side].append(cost)
             shares.append(figures.own / figures.seconds)
-    row: Row = {"case": name, "load": statistics.median(shares)}
-    first = next(iter(sides))
-    for side in sides:
-        row[side] = statistics.median(rates[side])
-        row[f"{side} cpu"] = statistics.median(costs[side])
-        row[f"x {side}"] = statistics.median(a / b for a, b in zip(rates[first], rates[side], strict=True))
+    row = _row(name, rates) | {"load": statistics.median(shares)}
+    return row | {f"{side} cpu": statistics.median(found) for side, found in costs.items()}
+
+
+def in_turns(name: str, sides: Mapping[str, Callable[[], float]], repeats: int) -> Row:
+    """Ask all sides in turns for requests a second."""
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    for __ in range(repeats):
+        for side, measure in sides.items():
+            rates[side].append(measure())
+    return _row(name, rates)
+
+
+def _row(name: str, rates: dict[str, list[float]]) -> Row:
+    """The medians of what was found in turns, and those of the first side's ratio to each."""
+    row: Row = {"case": name}
+    first = next(iter(rates))
+    for side, found in rates.items():
+        row[side] = statistics.median(found)
+        row[f"x {side}"] = statistics.median(a / b for a, b in zip(rates[first], found, strict=True))
     return row
+
+
+def ceiling(
+    name: str, side: tuple[Path, list[int]], reach: Callable[[Shape, float], float], repeats: int, seconds: float
+) -> list[Row]:
+    """Reads and writes of the engine at QD32 against what fio reaches on what the engine stores to."""
+    rows = []
+    for kind, writes in (("read", 0), ("write", 10)) if fio.installed() else ():
+        shape = Shape(4096, 32, writes, SPAN)
+        sides = {OURS: partial(_rate, *side, shape, seconds), FIO: partial(reach, shape, seconds)}
+        rows.append(in_turns(f"4 KiB {kind} QD32, {name}, against fio", sides, repeats))
+    return rows
+
+
+def _rate(path: Path, pids: list[int], shape: Shape, seconds: float) -> float:
+    return once(path, pids, shape, seconds)[0].rate
+
+
+def by_qemu_img(paths: dict[str, Path], repeats: int, seconds: float) -> list[Row]:
+    """All sides under the load that is not our own."""
+    return [
+        in_turns(
+            f"4 KiB read QD{depth}, 64 extents, by qemu-img bench",
+            {side: partial(qemu_img.rate, path, depth, seconds) for side, path in paths.items()},
+            repeats,
+        )
+        for depth in ((1, 32) if not qemu_img.lacks() else ())
+    ]
 
 
 def _one_of_many(path: Path, shape: Shape, seconds: float, gate: Any, results: Any) -> None:
@@ -146,15 +189,15 @@ def switches(ours: Ours, path: Path, theirs: Theirs, times: int) -> list[Row]:
 
 
 def pushes(ours: Ours, counts: list[int], repeats: int) -> list[Row]:
-    """Seconds from the call of ``mapping_set`` to its answer, when the mapping is live in every worker."""
+    """Seconds from a list of extents to the answer of ``mapping_set``, when the mapping is live in every worker."""
     rows = []
     for count in counts:
-        luns = [{"lun": 0, "vdisk": "push", "extents": extents(count, 4096, 0)}]
+        found = extents(count, 4096, 0)
         taken = []
         for __ in range(repeats):
             ours.rpc.vport_create(vport="push")
             began = time.perf_counter()
-            ours.rpc.mapping_set(vport="push", luns=luns)
+            ours.rpc.mapping_set(vport="push", luns=[{"lun": 0, "vdisk": "push", "extents": packed(found)}])
             taken.append(time.perf_counter() - began)
             ours.delete("push")
         rows.append({"case": f"push of {count} extents, s", OURS: statistics.median(taken)})
@@ -186,6 +229,9 @@ def run(quick: bool, directory: Path) -> list[Row]:
         mine = {OURS: (path, ours.pids())}
         for name, shape in shapes(quick):
             rows.append(compare(f"{name}, 64 extents", {**mine, **others}, shape, repeats, seconds))
+        reach = partial(fio.rate, ours.engine.storage, top, False)
+        rows += ceiling("64 extents", mine[OURS], reach, repeats, seconds)
+        rows += by_qemu_img({OURS: path} | {name: peer.paths[0] for name, peer in peers.items()}, repeats, seconds)
         rows += switches(ours, path, peers[DEFAULT], 5 if quick else 15)
         rows.append(
             {"case": "private memory, MiB", OURS: private_mib(ours.pids()), DEFAULT: private_mib(others[DEFAULT][1])}
@@ -204,31 +250,22 @@ def _extent_counts(ours: Ours, repeats: int, seconds: float) -> list[Row]:
     """The same requests over one extent and over a million, on the part of the storage that both have."""
     shape = Shape(4096, 32, 0, 4 * SPAN)
     one = ours.add("one", [[0, 0, MANY * 4096]])
-    pids = {"one": ours.pids()}
-    sides = {"1 extent": (one, pids["one"])}
     load = Load(one, Shape(128 << 10, 32, 0, 4 * SPAN))  # into the page cache
     load.run(1.0)
     load.close()
-    rates: dict[str, list[float]] = {"1 extent": [], "million": []}
+    rates: dict[str, list[float]] = {OURS: [], ONE: []}
     memory = private_mib(ours.pids())
-    del sides
     for __ in range(repeats):
-        rates["1 extent"].append(once(one, ours.pids(), shape, seconds)[0].rate)
+        rates[ONE].append(once(one, ours.pids(), shape, seconds)[0].rate)
         ours.delete("one")
         million = ours.add("million", extents(MANY, 4096, 0))
-        rates["million"].append(once(million, ours.pids(), shape, seconds)[0].rate)
+        rates[OURS].append(once(million, ours.pids(), shape, seconds)[0].rate)
         grown = private_mib(ours.pids()) - memory
         ours.delete("million")
         one = ours.add("one", [[0, 0, MANY * 4096]])
     ours.delete("one")
-    ratio = statistics.median(a / b for a, b in zip(rates["million"], rates["1 extent"], strict=True))
     return [
-        {
-            "case": "4 KiB read QD32, a million extents against one",
-            OURS: statistics.median(rates["million"]),
-            "one extent": statistics.median(rates["1 extent"]),
-            "x one extent": ratio,
-        },
+        _row("4 KiB read QD32, a million extents against one", rates),
         {"case": "memory of a million extents, MiB, all processes", OURS: grown},
     ]
 
@@ -241,16 +278,11 @@ def _several(ours: Ours, directory: Path, top: int, repeats: int, seconds: float
     peer = Theirs(directory, ours.engine.storage, "threads", slices)
     peer.start()
     shape = Shape(4096, 32, 0, part)
-    mine, other = [], []
+    sides = {OURS: partial(many, paths, shape, seconds), DEFAULT: partial(many, peer.paths, shape, seconds)}
     try:
-        for __ in range(repeats):
-            mine.append(many(paths, shape, seconds))
-            other.append(many(peer.paths, shape, seconds))
+        return [in_turns("4 KiB read QD32, 4 vports at once", sides, repeats)]
     finally:
         peer.stop()
-    ratio = statistics.median(a / b for a, b in zip(mine, other, strict=True))
-    a, b = statistics.median(mine), statistics.median(other)
-    return [{"case": "4 KiB read QD32, 4 vports at once", OURS: a, DEFAULT: b, f"x {DEFAULT}": ratio}]
 
 
 def slow_device(directory: Path, quick: bool, repeats: int, seconds: float) -> list[Row]:
@@ -279,6 +311,8 @@ def slow_device(directory: Path, quick: bool, repeats: int, seconds: float) -> l
                 shape = Shape(4096, depth, 0, SPAN)
                 name = f"4 KiB read QD{depth}, device of {LATENCY * 1e6:.0f} us"
                 rows.append(compare(name, sides, shape, repeats, seconds))
+            name = f"device of {LATENCY * 1e6:.0f} us"
+            rows += ceiling(name, sides[OURS], partial(fio.rate, device, 0, True), repeats, seconds)
         finally:
             for peer in peers.values():
                 peer.stop()
@@ -299,8 +333,9 @@ def table(rows: list[Row]) -> str:
     lines = [f"{'':{width}}" + "".join(f"{head:>10}" for head in heads)]
     for row in rows:
         shown = [show(row, key) for key in keys]
-        if "x one extent" in row:
-            shown[1:3] = [show(row, "one extent"), show(row, "x one extent")]
+        for other in (FIO, ONE):
+            if other in row:
+                shown[1:3] = [show(row, other), show(row, f"x {other}")]
         lines.append(f"{row['case']:{width}}" + "".join(f"{one:>10}" for one in shown))
     return "\n".join(lines)
 
@@ -308,11 +343,10 @@ def table(rows: list[Row]) -> str:
 def missing() -> list[str]:
     """What cannot be compared on this machine, and why."""
     found = []
-    if shutil.which("fio") is None:
-        found.append("fio itself: it is not installed")
-    shown = subprocess.run(["qemu-img", "bench", "--help"], capture_output=True, text=True, check=False).stdout
-    if "virtio-blk-vhost-user" not in shown:
-        found.append("load by qemu-img bench: this QEMU has no libblkio driver virtio-blk-vhost-user (Debian 13 has)")
+    if not fio.installed():
+        found.append("what fio reaches on the same storage: it is not installed; `make setup-dev` does that")
+    if lacks := qemu_img.lacks():
+        found.append(f"load by qemu-img bench: {lacks}")
     return found
 
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The two sides of the bench, on one file: vportd with a mapping, and the C peer with the file or slices of it."""
 
+import base64
 import contextlib
 import json
 import os
 import socket
+from array import array
 from pathlib import Path
 
 from tests.unit.vportd.engine_process import VF0, EngineProcess
@@ -37,6 +39,12 @@ def extents(count: int, length: int, base: int) -> list[list[int]]:
     """``count`` extents of ``length`` bytes each, scattered over the storage from ``base`` on."""
     step = next(one for one in (524287, 65537, 37, 1) if one < count or one == 1)
     return [[at * length, base + at * step % count * length, length] for at in range(count)]
+
+
+def packed(found: list[list[int]]) -> str:
+    """Extents as the module ``adapter_mapping`` sends very many of them."""
+    columns = [array("q", column).tobytes() for column in zip(*found, strict=True)]
+    return base64.b64encode(b"".join(columns) + bytes(len(found))).decode()
 
 
 class Ours:

@@ -22,11 +22,12 @@ from tests.unit.vportd.frontend import (
     Queue,
 )
 from tests.unit.vportd.peer import offered
+from vportd.atomic import fence
 
 SLOT = 4096  # header and status of one request; its data lies elsewhere
 HEADERS, DATA = HIGH_GPA + 0x40000, HIGH_GPA + 0x100000
 MEMORY = 32 << 20
-ROUND = 4096  # sectors drawn in advance
+ROUND = 1 << 16  # sectors drawn in advance: as many as there are in a span, so that they are not all in the cache
 
 
 class Stalled(Exception):
@@ -75,7 +76,6 @@ class Load:
     def _prepare(self, size: int) -> None:
         shape, queue, memory = self.shape, self.queue, self.front.memory
         whole = memoryview(memory.maps[1])
-        at = queue.desc - HIGH_GPA
         self.avail = whole[queue.avail - HIGH_GPA :][: 6 + 2 * size].cast("H")
         used = whole[queue.used - HIGH_GPA :][: 6 + 8 * size]
         self.used16, self.used64 = used.cast("H"), used[4 : 4 + 8 * size].cast("Q")
@@ -88,10 +88,8 @@ class Load:
             queue.descriptor(3 * slot, header, 16, 1, 3 * slot + 1)
             queue.descriptor(3 * slot + 1, data, shape.size, 1 if write else 3, 3 * slot + 2)
             queue.descriptor(3 * slot + 2, header + 16, 1, 2, 0)
-        del at
-        numbers = random.Random(1)
-        step = shape.size // 512
-        self.sectors = array.array("Q", (numbers.randrange(shape.span // shape.size) * step for __ in range(ROUND)))
+        places = range(0, shape.span // 512, shape.size // 512)
+        self.sectors = array.array("Q", random.Random(1).choices(places, k=ROUND))
         self.index = self.seen = 0
 
     def run(self, seconds: float, keep: list[float] | None = None) -> Figures:
@@ -99,7 +97,7 @@ class Load:
         avail, used16, used64, headers = self.avail, self.used16, self.used64, self.headers
         sectors, statuses = self.sectors, self.statuses
         depth, size = self.shape.depth, self.queue.size
-        mask, event = size - 1, 2 + size
+        mask, event, last = size - 1, 2 + size, ROUND - 1
         kick_event = 2 + 4 * size
         kick, call = self.queue.kick_fd, self.queue.call_fd
         event_idx = bool(self.front.features & EVENT_IDX)
@@ -122,12 +120,14 @@ class Load:
         running = depth
         while True:
             avail[1] = index & 0xFFFF
+            fence()  # else both may miss what the other has just written: no kick, no notification, and all stand still
             if (index - used16[kick_event] - 1) & 0xFFFF < (index - old) & 0xFFFF:
                 write_fd(kick, 1)
             old = index
             done = used16[1]
             if done == seen & 0xFFFF:
                 avail[event] = seen & 0xFFFF
+                fence()
                 while (done := used16[1]) == seen & 0xFFFF:
                     if not poller.poll(30000):
                         raise Stalled(f"{running} requests are outstanding for 30 s")
@@ -150,7 +150,7 @@ class Load:
                     raise Stalled(f"status {statuses[slot * SLOT + 16]}")
                 if more:
                     drawn += 1
-                    headers[slot * SLOT // 8 + 1] = sectors[drawn & 4095]
+                    headers[slot * SLOT // 8 + 1] = sectors[drawn & last]
                     avail[2 + (index & mask)] = head
                     started[head] = now
                     index += 1

@@ -53,6 +53,18 @@ def test_the_whole_way_from_vport_to_bound_and_back(vportd: Modules) -> None:
     assert vportd.settles("vport", state, name="v1", state="absent")["vport"] == {}
 
 
+def test_very_many_extents_go_packed_and_come_back_the_same(vportd: Modules) -> None:
+    vportd.vport(name="v1")
+    extents: list[list[Any]] = [[512 * at, 512 * (at * 37 % 5000), 512] for at in range(5000)]
+    extents[7].append("ro")
+    luns = [{"lun": 0, "vdisk": "many", "extents": extents}]
+    pushed = vportd.settles("adapter_mapping", lambda: real.told(vportd), vport="v1", luns=luns)
+    assert pushed["luns"][0]["extents"] == extents
+    extents[9][1] = extents[4000][1]
+    words = vportd.refused("adapter_mapping", vport="v1", luns=luns)
+    assert "overlaps a physical extent of vdisk many itself" in words
+
+
 def test_info_reads_samples_when_it_is_asked_for_them(vportd: Modules) -> None:
     vportd.vport(name="v1")
     vportd.adapter_mapping(vport="v1", luns=LUNS)

@@ -136,6 +136,24 @@ def test_every_ring_layout_works_with_many_requests_outstanding(features, make_e
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_header_data_and_status_may_each_lie_in_any_memory_region(make_engine, make_vport, front_end, backend):
+    engine = make_engine(backend=backend)
+    make_vport(engine)
+    queue = front_end(engine.socket()).start()
+    above = queue.data
+    queue.free[:] = [0]  # whose header and status are at the base itself
+    for base in (above, 0x20000):
+        queue.data = base
+        for place in (0x1000, LOW_SIZE - 512, HIGH_GPA + 7 * MIB, above + 0x1000):
+            data = os.urandom(512)
+            assert queue.do(OUT, 3, data, buffers=[(place, 512)])[0] == OK
+            assert queue.do(IN, 3, length=512, buffers=[(place, 512)]) == (OK, data, 513)
+            assert queue.do(IN, 3, length=512)[:2] == (OK, data)
+        for place in (LOW_SIZE - 256, LOW_SIZE, HIGH_GPA - 512):
+            assert queue.do(IN, 3, buffers=[(place, 512)])[0] == IOERR
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_buffers_may_be_odd_and_in_any_region(backend, make_engine, make_vport, front_end):
     engine = make_engine(backend=backend)
     make_vport(engine, bind=VF0)

@@ -39,6 +39,8 @@ ROUNDS = 16  # passes over one queue before the other queues and the control cha
 
 PATIENCE = 50e-6  # seconds that an empty ring is looked into at most, before the driver is asked for a notification
 
+_OTHER = (2, 0, 0)  # the header of a request that is not done in line
+
 Batches = dict[Queue, tuple[list[tuple[int, int]], list[Chain]]]
 
 _clock = time.perf_counter
@@ -52,8 +54,8 @@ def service(queue: Queue) -> bool:
     Never raises for anything that the guest does: a ring that cannot go on sets ``queue.broken``.
 
     Shape: one pass over all that is available, locals instead of attributes, no object for a request that completes
-    here. The common request - header, one buffer, status, all in the largest memory region, inside the extent of the
-    one before - is done in line; any other goes through ``general``.
+    here. The common request - header, one buffer, status, each whole in a memory region and at best in the largest,
+    inside the extent of the one before - is done in line; any other goes through ``general``.
     """
     device = queue.device
     ring = queue.ring
@@ -61,7 +63,7 @@ def service(queue: Queue) -> bool:
     if gap < PATIENCE:  # it has come back soon: looking for it would have found it
         queue.patience = min(PATIENCE, max(queue.patience, 2 * gap))
     memory = ring.memory
-    low, high, view = memory.low, memory.high, memory.view
+    low, high, view, whole = memory.low, memory.high, memory.view, memory.whole
     storage = device.storage
     synchronous = storage.synchronous
     submit = storage.submit
@@ -93,19 +95,18 @@ def service(queue: Queue) -> bool:
             queue.taken = began = _clock()
             log = device.log
             for head, chain in taken:
-                if len(chain) == 12 and chain[1] == 16 and chain[9] == 1 and not chain[2] & 2 and chain[10] & 2:
-                    header, data, length, status = chain[0] - low, chain[4] - low, chain[5], chain[8] - low
-                    if (
-                        header >= 0
-                        and data >= 0
-                        and status >= 0
-                        and chain[0] + 16 <= high
-                        and chain[4] + length <= high
-                        and chain[8] < high
-                    ):
-                        kind, __, sector = unpack(view, header)
+                if len(chain) == 12:
+                    header, size, out, __, data, length, flags, __, status, one, back, __ = chain
+                    if size == 16 and one == 1 and not out & 2 and back & 2:
+                        if low <= header <= high - 16 and low <= data <= high - length and low <= status < high:
+                            kind, __, sector = unpack(view, header - low)
+                            data -= low
+                            buffer, answer, at = view[data : data + length], view, status - low
+                        else:  # as in a guest that has memory below and above 4 GiB
+                            first, buffer, answer, at = whole(header, 16), whole(data, length), whole(status, 1), 0
+                            kind, __, sector = unpack(first) if first and buffer and answer else _OTHER
                         position = sector << 9
-                        if length and not length & 511 and kind < 2 and (chain[6] & 2 == 0) == kind:
+                        if length and not length & 511 and kind < 2 and (flags & 2 == 0) == kind:
                             stop = position + length
                             if position < start or stop > end:
                                 number = position >> granule
@@ -121,13 +122,13 @@ def service(queue: Queue) -> bool:
                                 if synchronous:
                                     try:
                                         if kind:
-                                            count = pwritev(fd, (view[data : data + length],), position + delta)
+                                            count = pwritev(fd, (buffer,), position + delta)
                                         else:
-                                            count = preadv(fd, (view[data : data + length],), position + delta)
+                                            count = preadv(fd, (buffer,), position + delta)
                                     except OSError:
                                         count = -1
                                     if count == length:
-                                        view[status] = 0
+                                        answer[at] = 0
                                         if kind:
                                             writes += 1
                                             bytes_written += length
@@ -140,9 +141,9 @@ def service(queue: Queue) -> bool:
                                             dirty.append(chain)
                                         continue
                                 else:
-                                    request = Request(queue, head, chain, kind, length, 1, view[status : status + 1])
+                                    request = Request(queue, head, chain, kind, length, 1, answer[at : at + 1])
                                     outstanding[head] = request
-                                    submit(request, kind, position + delta, [view[data : data + length]])
+                                    submit(request, kind, position + delta, [buffer])
                                     continue
                 written = general(queue, head, chain, dirty)
                 if written is not None:

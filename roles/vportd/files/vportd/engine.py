@@ -12,6 +12,7 @@ from vportd.config import PCI_ADDRESS, Config
 from vportd.errors import RpcError, StateError, StorageError, VportdError
 from vportd.mapping import Lun, digest, parse_luns, refuse_lease_overlap, refuse_overlap
 from vportd.surroundings import Surroundings
+from vportd.temporary_memory import give_back
 from vportd.vport import Vport
 
 VPORT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,14}")
@@ -221,18 +222,18 @@ class Engine:
                 device = found.adapter.device(found.adapter.pf)
             except StorageError as problem:
                 raise RpcError("STORAGE", str(problem)) from problem
-            new = parse_luns(luns, device.block_size, device.size)
             others: list[tuple[str, tuple[Lun, ...]]] = []
             for other in self.vports.values():
                 if other is not found and self._same_storage(found, other):
                     others.append((other.name, other.luns))
-            refuse_overlap(vport, new, others)
-            refuse_lease_overlap(vport, new, others)
-            name = digest(new)
+            # a million extents take a second, in which leases are to be renewed and front ends answered
+            new, name = await asyncio.to_thread(_checked, vport, luns, device, others)
             changed = not found.generation or name != found.digest
             if changed:
                 found.refuse_mapping(new)
                 await found.set_mapping(new, name, MAPPING_TIMEOUT)
+            if sum(len(one.extents) for one in new) > extent_file.MANY:
+                give_back()
             return {"generation": found.generation, "digest": found.digest, "changed": changed}
 
     @staticmethod
@@ -382,3 +383,13 @@ class Engine:
             except OSError as problem:
                 raise RpcError("STORAGE", f"the state of vport {vport} cannot be removed: {problem}") from problem
             return {}
+
+
+def _checked(
+    vport: str, luns: list[Any], device: BlockDevice, others: list[tuple[str, tuple[Lun, ...]]]
+) -> tuple[tuple[Lun, ...], str]:
+    """Return the mapping that ``luns`` says, and its digest. Raises RpcError INVALID."""
+    new = parse_luns(luns, device.block_size, device.size)
+    refuse_overlap(vport, new, others)
+    refuse_lease_overlap(vport, new, others)
+    return new, digest(new)

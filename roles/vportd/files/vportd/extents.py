@@ -3,7 +3,6 @@
 way D1, D2).
 """
 
-import functools
 import itertools
 import operator
 import struct
@@ -11,7 +10,7 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 
-from vportd.extent_table import Extent, ExtentTable
+from vportd.extent_table import Extent, ExtentTable, combined
 
 HOLE = -(1 << 63)  # in ``deltas``: look it up in the rows
 GRANULES = 4  # granules an extent that ``deltas`` may have, on average
@@ -59,7 +58,7 @@ class Extents:
         self.deltas, self.granule = self._granules(table, rows)
 
     def _granules(self, table: ExtentTable, rows: "array[int]") -> tuple["array[int]", int]:
-        every = functools.reduce(operator.or_, table.starts, 0) | functools.reduce(operator.or_, table.lengths, 0)
+        every = combined(table.starts, table.lengths)
         granule = max((every & -every).bit_length() - 1, 0)
         wanted = self.capacity >> granule
         if wanted > GRANULES * self.count:

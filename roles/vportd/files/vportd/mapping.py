@@ -3,19 +3,19 @@
 anything is changed.
 """
 
+import binascii
 import hashlib
 import itertools
 import json
 from array import array
 from bisect import bisect_right
 from dataclasses import dataclass
-from functools import reduce
 from itertools import islice
-from operator import itemgetter, le, or_
+from operator import itemgetter, le
 from typing import Any
 
 from vportd.errors import RpcError
-from vportd.extent_table import Extent, ExtentTable, disjoint
+from vportd.extent_table import Extent, ExtentTable, combined, disjoint
 from vportd.extents import Extents
 from vportd.lease_record import LONGEST_VDISK
 from vportd.lease_record import SIZE as LEASE_SIZE
@@ -59,18 +59,20 @@ def sha256(value: object) -> str:
 def digest(luns: tuple[Lun, ...]) -> str:
     """Return the digest of a mapping: the same on every host and for every way to cut the same extents.
 
-    It is ``sha256`` of the list of ``as_json`` of all LUNs, their extents merged.
+    It is ``sha256`` of the list of all LUNs, in which the hash of their merged extents, packed, stands for these.
     """
-    hashed = hashlib.sha256(b"[")
-    for number, one in enumerate(luns):
-        lease = {} if one.lease is None else {"lease": one.lease}
-        rest = json.dumps(
-            {**lease, "lun": one.lun, "readonly": one.readonly, "vdisk": one.vdisk}, separators=(",", ":")
-        )
-        text = f'{"," if number else ""}{{"extents":{one.extents.normalised().canonical()},{rest[1:]}'
-        hashed.update(text.encode())
-    hashed.update(b"]")
-    return "sha256:" + hashed.hexdigest()
+    return sha256(
+        [
+            {
+                "lun": one.lun,
+                "vdisk": one.vdisk,
+                "readonly": one.readonly,
+                "lease": one.lease,
+                "extents": one.extents.normalised().sha256,
+            }
+            for one in luns
+        ]
+    )
 
 
 def _invalid(message: str, **data: object) -> RpcError:
@@ -102,33 +104,57 @@ def _extent(where: str, value: object, block_size: int, storage_size: int) -> Ex
     return (start, physical, length, len(value) == 4)
 
 
-def _table(where: str, extents: list[Any], block_size: int, storage_size: int) -> ExtentTable:
+def _table(where: str, extents: list[Any] | str | ExtentTable, block_size: int, storage_size: int) -> ExtentTable:
     """Return the extents of one LUN as a table. All are checked at once; only when one is wrong are they looked at one
     by one, to say which.
     """
-    if not set(map(type, extents)) <= {list, tuple}:
+    if isinstance(extents, str):
+        extents = _unpacked(where, extents)
+    if isinstance(extents, ExtentTable):
+        found: ExtentTable | None = extents
+        extents = []
+    elif set(map(type, extents)) <= {list, tuple}:
+        found = _columns(extents)
+    else:
         raise _invalid(f"{where}: extents must be lists, as [start, physical, length]")
-    if set(map(len, extents)) == {3}:
-        columns = [list(map(itemgetter(column), extents)) for column in range(3)]
-        if all(set(map(type, column)) == {int} for column in columns):
-            try:
-                starts, physicals, lengths = (array("q", column) for column in columns)
-            except OverflowError:
-                starts = physicals = lengths = array("q")
-            odd = reduce(or_, starts, 0) | reduce(or_, physicals, 0) | reduce(or_, lengths, 0)
-            if (
-                starts
-                and odd & (block_size - 1) == 0 == block_size & (block_size - 1)
-                and min(starts) >= 0
-                and min(physicals) >= 0
-                and min(lengths) > 0
-            ):
-                found = ExtentTable(starts, physicals, lengths, bytes(len(starts)))
-                if max(found.physical_ends()) <= storage_size and max(found.ends()) <= 1 << 62:
-                    return found
+    if found is not None:
+        every = combined(found.starts, found.physicals, found.lengths)
+        if (
+            every & (block_size - 1 | 1 << 63) == 0 == block_size & (block_size - 1)
+            and min(found.lengths) > 0
+            and max(found.physical_ends()) <= storage_size
+            and max(found.starts) + max(found.lengths) <= 1 << 62
+        ):
+            return found
+        extents = extents or found.as_json()
     return ExtentTable.of(
         [_extent(f"{where} extent {n}", one, block_size, storage_size) for n, one in enumerate(extents)]
     )
+
+
+def _columns(extents: list[Any]) -> ExtentTable | None:
+    """Return the table of extents that may all be written, None when it takes a closer look at one of them."""
+    if set(map(len, extents)) != {3}:
+        return None
+    columns = [list(map(itemgetter(column), extents)) for column in range(3)]
+    if any(set(map(type, column)) != {int} for column in columns):
+        return None
+    try:
+        starts, physicals, lengths = (array("q", column) for column in columns)
+    except OverflowError:
+        return None
+    return ExtentTable(starts, physicals, lengths, bytes(len(starts)))
+
+
+def _unpacked(where: str, text: str) -> ExtentTable:
+    """Return the table of packed extents: base64 of what ``ExtentTable.pack`` gives."""
+    try:
+        found = ExtentTable.unpack(binascii.a2b_base64(text, strict_mode=True))
+    except ValueError as problem:
+        raise _invalid(f"{where}: extents are a string, and no packed extents: {problem}") from None
+    if not 0 < len(found) <= MAX_EXTENTS:
+        raise _invalid(f"{where}: there are {len(found)} packed extents: there must be 1 to {MAX_EXTENTS}")
+    return found
 
 
 def _checked(where: str, table: ExtentTable) -> ExtentTable:
@@ -201,9 +227,9 @@ def parse_luns(value: object, block_size: int, storage_size: int) -> tuple[Lun, 
         if not isinstance(readonly, bool):
             raise _invalid(f"LUN {number}: readonly is {readonly!r}: it must be true or false")
         extents = record.get("extents")
-        if isinstance(extents, ExtentTable):  # out of a file of the engine's own
-            extents = extents.as_json()
-        if not isinstance(extents, list) or not 0 < len(extents) <= MAX_EXTENTS:
+        if not isinstance(extents, str) and not (
+            isinstance(extents, list | ExtentTable) and 0 < len(extents) <= MAX_EXTENTS
+        ):
             raise _invalid(f"LUN {number}: extents must be a list of 1 to {MAX_EXTENTS}")
         lease = _lease(f"LUN {number}", record.get("lease"), vdisk, storage_size)
         found = _checked(f"LUN {number}", _table(f"LUN {number}", extents, block_size, storage_size))

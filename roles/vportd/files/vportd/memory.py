@@ -6,6 +6,8 @@ import os
 
 from vportd.errors import MemoryFault
 
+_NOTHING = memoryview(b"")
+
 
 class Region:
     """One region of guest memory: guest physical ``gpa``, front end's address ``user``, both of ``size`` bytes,
@@ -67,6 +69,14 @@ class MemoryMap:
                 if gpa == end:
                     return found
         raise MemoryFault(f"{length} bytes up to guest address {end:#x} are not in the guest's memory")
+
+    def whole(self, gpa: int, length: int) -> memoryview:
+        """Return the ``length`` bytes at ``gpa`` when they are all in one region, else an empty view."""
+        for region in self.regions:
+            if region.gpa <= gpa and gpa + length <= region.end:
+                start = gpa - region.gpa
+                return region.view[start : start + length]
+        return _NOTHING
 
     def read(self, gpa: int, length: int) -> bytes:
         """Return a copy of ``length`` bytes at ``gpa``. Raises MemoryFault."""

@@ -118,6 +118,7 @@ class RpcServer:
             while line := await reader.readline():
                 if line.strip():
                     writer.write(await self._line(line))
+                    line = b""  # it may be of many MiB, and the next one far away
                     await writer.drain()
         except (ConnectionError, ValueError) as problem:  # ValueError: a line beyond the limit
             journal.warning(f"RPC: the connection of pid {pid} has ended: {problem}")

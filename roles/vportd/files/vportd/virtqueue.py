@@ -135,6 +135,7 @@ class Virtqueue:
         size = self.size
         if count > size:
             raise RingBroken(f"available index {avail[1]} is {count} ahead of {last}, more than the queue size {size}")
+        last_three = size - 2  # from this head on there are no three descriptors left
         mask = self.mask
         desc = self.desc
         words = self.region.words
@@ -152,9 +153,10 @@ class Virtqueue:
                 slot = 2 + 2 * head
                 if words[slot] & 0xFF:
                     raise RingBroken(f"available ring offers head {head}, which is in flight")
-                chain: Chain = _one(desc, head << 4)
-                address, length, flags, following = chain
+                chain: Chain = _three(desc, head << 4) if head < last_three else _one(desc, head << 4)
+                flags = chain[2]
                 if flags & _INDIRECT:
+                    address, length = chain[0], chain[1]
                     if not indirect or flags & _NEXT or not length or length & 15 or length > MAX_CHAIN * 16:
                         raise RingBroken(
                             f"descriptor {head}: indirect table of {length} bytes with flags {flags:#x} is not allowed"
@@ -162,7 +164,7 @@ class Virtqueue:
                     n = length >> 4
                     offset = address - low
                     if offset >= 0 and address + length <= high:
-                        chain = _table(n).unpack_from(view, offset)
+                        chain = (_three if n == 3 else _table(n).unpack_from)(view, offset)
                     else:
                         chain = _table(n).unpack(memory.read(address, length))
                     if (
@@ -174,23 +176,25 @@ class Virtqueue:
                         or chain[7] != 2
                     ):
                         chain = self._walk(chain, n, 0)
-                elif flags & _NEXT:
-                    if following == head + 1 and head + 3 <= size:
-                        chain = _three(desc, head << 4)
-                        if chain[2] & 5 != 1 or chain[6] & 5 != 1 or chain[7] != head + 2 or chain[10] & 5:
-                            chain = self._direct(head)
-                    else:
-                        chain = self._direct(head)
+                elif (
+                    head >= last_three
+                    or flags & 5 != 1
+                    or chain[3] != head + 1
+                    or chain[6] & 5 != 1
+                    or chain[7] != head + 2
+                    or chain[10] & 5
+                ):
+                    chain = self._direct(head)
                 words[slot + 1] = counter
                 words[slot] = 1
                 counter += 1
-                self.last_avail = (position + 1) & 0xFFFF
                 add((head, chain))
         except (RingBroken, MemoryFault):
             if not taken:  # those before the bad one are done first; the next call meets it again
                 raise
         finally:
             self.region.counter = counter & 0xFFFFFFFF_FFFFFFFF
+            self.last_avail = (last + len(taken)) & 0xFFFF
         return taken
 
     def chain(self, head: int) -> Chain:

@@ -275,6 +275,7 @@ class Vport(VportReturn):
         self.save()
 
     async def _set_mapping(self, luns: tuple[Lun, ...], name: str, timeout: float) -> None:
+        await self._ready(luns)  # takes a while: before the rings stand still and somebody waits for the lock
         async with self._locked(timeout):
             self.refuse_mapping(luns)
             frozen = bool(self.connected()) and self.state == "RUNNING" and not only_grows(self.luns, luns)

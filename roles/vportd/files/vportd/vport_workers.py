@@ -117,17 +117,22 @@ class VportWorkers(VportRecord):
 
     async def _hand_mapping(self, client: WorkerClient) -> None:
         """Hand a worker the mapping, ready for look-ups, in memory that both workers are given."""
-        if self._packed is None or self._packed[0] is not self.luns:
-            records = []
-            content = []
-            for one in self.luns:
-                sizes, packed = Extents(one.extents.normalised(), one.readonly).pack()
-                records.append({"lun": one.lun, "serial": f"{self.name}:{one.lun}", "bytes": len(packed), **sizes})
-                content.append(packed)
-            file = TemporaryMemory("vportd-mapping", content)
-            self._packed = (self.luns, records, file)
-        __, records, file = self._packed
+        __, records, file = await self._ready(self.luns)
         await client.call("mapping", [file.fd], ANSWER_TIMEOUT, luns=records)
+
+    async def _ready(self, luns: tuple[Lun, ...]) -> tuple[tuple[Lun, ...], list[dict[str, Any]], TemporaryMemory]:
+        """Make a mapping ready for look-ups, beside whatever else the engine has to do; once for each."""
+        if self._packed is None or self._packed[0] is not luns:
+            self._packed = (luns, *await asyncio.to_thread(self._pack, luns))
+        return self._packed
+
+    def _pack(self, luns: tuple[Lun, ...]) -> tuple[list[dict[str, Any]], TemporaryMemory]:
+        records, content = [], []
+        for one in luns:
+            sizes, packed = Extents(one.extents.normalised(), one.readonly).pack()
+            records.append({"lun": one.lun, "serial": f"{self.name}:{one.lun}", "bytes": len(packed), **sizes})
+            content.append(packed)
+        return records, TemporaryMemory("vportd-mapping", content)
 
     @staticmethod
     async def _push_memory(client: WorkerClient, port: LunPort) -> None:
