@@ -579,9 +579,10 @@ class VolumeGroups:
         return ""
 
     def _lvchange(self, flags: dict[str, list[str]], words: list[str]) -> str:
-        group, name = self._find(words[0])
-        group.volumes[name].tags -= set(flags.get("--deltag", ()))
-        group.volumes[name].tags |= set(flags.get("--addtag", ()))
+        for word in words:
+            group, name = self._find(word)
+            group.volumes[name].tags -= set(flags.get("--deltag", ()))
+            group.volumes[name].tags |= set(flags.get("--addtag", ()))
         return ""
 
     def _pvs(self, _flags: dict[str, list[str]], _words: list[str]) -> str:
