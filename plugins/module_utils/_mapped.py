@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from . import _mapping
 from ._errors import Refused, VportdDown
 from ._plan import Plan
-from ._pool import Extent, Pool, beyond
+from ._pool import Extent, Pool, beyond, mappable
 from ._rpc import Vportd
 
 
@@ -20,6 +20,12 @@ def luns_by_vport(vportd: Vportd, adapter: str) -> list[tuple[str, _mapping.Lun]
         if record["adapter"] == adapter
         for lun in _mapping.from_vportd(vportd.mapping(record["vport"])).luns
     ]
+
+
+def extents_of(pool: Pool, vdisk: str) -> tuple[tuple[_mapping.Extent, ...], int | None]:
+    """Extents of a vdisk that can be mapped, and where its lease lies."""
+    found = mappable(pool, vdisk)
+    return tuple(_mapping.Extent(*extent) for extent in found.extents), pool.lease_of(found)
 
 
 class Guard:

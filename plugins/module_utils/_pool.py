@@ -532,8 +532,8 @@ def apply_vdisks(host: Host, pool: Pool, plans: Sequence[Plan], guard: Guard, do
     """Carry out the plans of several vdisks, with as few commands as LVM allows; VdiskFailed names the one that failed.
 
     Each LVM command commits the metadata once and takes tens of milliseconds whatever it does, so a new vdisk gets its
-    lease as it is created, all extents are read with one report, and tags are changed for many vdisks at once. In this
-    order a run may be killed anywhere: a lease is zeroed before a vdisk has it, a vdisk is zeroed before its tag says so.
+    lease as it is created, all extents are read with one report, and tags are changed for many vdisks at once. A run
+    may be killed anywhere: a lease is zeroed before a vdisk has it, a vdisk is zeroed before its tag says so.
     """
     lvm = Lvm(host, pool.device)
     left = Counter(step.args["name"] for planned in plans for step in planned.steps)
