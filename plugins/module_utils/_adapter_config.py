@@ -250,16 +250,20 @@ class AdapterConfig:
             vf["vport"] = was.get(vf["vf"], vf)["vport"]
         return adapter
 
-    def _pool_name(self) -> str | None:
-        if self._options["pool"]:
-            return str(self._options["pool"]["name"])
-        return self._pool_then.name if self._pool_then else None
+    def _pool_name(self) -> str:
+        """The pool of vdisks that do not name theirs: the one that there is, or will be, on the namespace."""
+        return self._pool_then.name if self._pool_then else "any"
 
     def _look_up(self, pool: str, vdisk: str) -> tuple[tuple[_mapping.Extent, ...], int | None]:
         storage = self._facts.storage
         if storage is None:
-            raise Missing(f"vdisk: {vdisk} is looked up in no pool; give pool")
+            raise Missing(f"vdisk: {vdisk} is on no storage that was read; run it again")
         try:
+            if self._pool_then is None:
+                raise Missing(
+                    f"vdisk: there is no pool on {storage.device} to look {vdisk} up in; create it with the pool "
+                    "module first"
+                )
             return _mapped.extents_of(_pool.pool_of(replace(storage, pool=self._pool_then), pool), vdisk)
         except Missing as exc:
             if not self._assume:

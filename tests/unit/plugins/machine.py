@@ -432,8 +432,10 @@ class Machine:
             (self.sys / "bus/pci/drivers" / driver).mkdir(exist_ok=True)
         return 0, "", ""
 
-    def fingerprint(self) -> str:
-        """A hash over everything that a module could change."""
+    def fingerprint(self, data: bool = True) -> str:
+        """A hash over everything that a module could change; ``data``: also what the storage holds, in which a running
+        vportd renews its leases.
+        """
         digest = hashlib.sha256()
         for path in sorted(self.root.rglob("*")):
             if path.is_relative_to(self.root / "lock"):
@@ -441,7 +443,7 @@ class Machine:
             digest.update(str(path.relative_to(self.root)).encode())
             if path.is_symlink():
                 digest.update(os.readlink(path).encode())
-            elif path.is_file():
+            elif path.is_file() and (data or path != self.device):
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
         digest.update(repr(sorted(self.adapter.controllers.items())).encode())
         digest.update(repr(sorted(self.adapter.attached)).encode())

@@ -48,11 +48,15 @@ def _vports(modules: Modules) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = modules.vport_info()["vports"]
     for record in found:
         del record["history"]
+        for lun in record["luns"]:
+            lun["lease"] = bool(lun["lease"])  # it is renewed all the time
     return found
 
 
 def _state(machine: Machine, modules: Modules) -> str:
-    return hashlib.sha256((machine.fingerprint() + json.dumps(_vports(modules), sort_keys=True)).encode()).hexdigest()
+    return hashlib.sha256(
+        (machine.fingerprint(data=False) + json.dumps(_vports(modules), sort_keys=True)).encode()
+    ).hexdigest()
 
 
 def _essence(machine: Machine, modules: Modules) -> Any:
