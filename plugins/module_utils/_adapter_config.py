@@ -446,7 +446,7 @@ def _shown_luns(mapping: Mapping[str, Any]) -> dict[str, Any]:
         later = any(extent[1] == _pool.UNKNOWN for extent in lun["extents"])
         size = max((extent[0] + extent[2] for extent in lun["extents"]), default=0)
         kept = {key: value for key, value in lun.items() if key != "lease"}
-        shown.append(kept | {"size": size, "extents": _LATER if later else lun["extents"]})
+        shown.append(kept | {"size": size or None, "extents": _LATER if later else lun["extents"]})
     return {"luns": shown}
 
 
