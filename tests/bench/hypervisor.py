@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A simulated hypervisor, for measuring real runs of Ansible without hardware. Root only.
 
-It has mount and process namespaces of its own. In them the machine of the unit tests is at ``/sys/bus/pci`` and ``/dev``:
-files of sysfs that act are served by FUSE, ``nvme`` asks that machine's adapter, LVM is the real one on a loop device,
-and vportd is the real one too. Modules get there by an interpreter that enters the namespaces, so that nothing in them
-knows of it. Not simulated: times of the kernel and of firmware, which are next to none here.
+It has mount and process namespaces of its own. In them the machine of the unit tests is at ``/sys/bus/pci`` and
+``/dev``: files of sysfs that act are served by FUSE, ``nvme`` asks that machine's adapter, LVM is the real one on a loop
+device, and vportd is the real one too. Modules get there by an interpreter that enters the namespaces, so that nothing
+in them knows of it. Not simulated: times of the kernel and of firmware, which are next to none here.
 
 ``python -m tests.bench.hypervisor DIRECTORY VFS MIB`` is the first process inside.
 """
@@ -52,9 +52,29 @@ with socket.socket(socket.AF_UNIX) as asked:
         sys.stderr.buffer.write(answer.read(int(err)))
 sys.exit(int(code))
 """
-VPORTCTL = """\
-#!/bin/sh
-PYTHONPATH={source} exec {python} -m vportd.ctl "$@"
+RPC = f"""\
+#!{PYTHON} -ISE
+# rpc METHOD PARAMETERS: what somebody without this collection would write
+import json, socket, sys
+with socket.socket(socket.AF_UNIX) as asked:
+    asked.connect("/run/vportd/rpc.sock")
+    request = {{"jsonrpc": "2.0", "id": 1, "method": sys.argv[1], "params": json.loads(sys.argv[2])}}
+    asked.sendall(json.dumps(request).encode() + b"\\n")
+    reply = json.loads(asked.makefile().readline())
+print(json.dumps(reply))
+sys.exit("error" in reply)
+"""
+ANSWERS = """\
+import socket, time
+end = time.monotonic() + 60
+while True:
+    try:
+        socket.socket(socket.AF_UNIX).connect("/run/vportd/rpc.sock")
+        break
+    except OSError:
+        if time.monotonic() > end:
+            raise SystemExit(1)
+        time.sleep(0.05)
 """
 INTERPRETER = """\
 #!/bin/sh
@@ -161,7 +181,7 @@ def _program(path: Path, text: str) -> None:
 
 
 def _inside(directory: Path, vfs: int, size: int) -> None:
-    """Make the machine, start vportd, say ready, and serve until killed."""
+    """Make the machine, start vportd, say ready, and serve until standard input ends."""
     tree = directory / "tree"
     with (directory / "storage").open("wb") as file:
         file.truncate(size)
@@ -173,9 +193,7 @@ def _inside(directory: Path, vfs: int, size: int) -> None:
     (tree / "dev/fd").symlink_to("/proc/self/fd")
     (directory / "bin").mkdir()
     _program(directory / "bin/nvme", NVME.format(directory=directory))
-    _program(directory / "bin/vportctl", VPORTCTL.format(source=SOURCE, python=PYTHON))
-    for name in ("sriov_numvfs", "sriov_drivers_autoprobe"):
-        assert (tree / "sys/bus/pci/devices" / PF / name).exists()
+    _program(directory / "bin/rpc", RPC)
     (tree / "sys/bus/pci/drivers/nvme/unbind").touch()
     _mount("none", "/", "none", _MS_REC | _MS_PRIVATE)
     _mount(str(tree / "sys/bus/pci"), "/sys/bus/pci", "none", _MS_BIND)
@@ -209,16 +227,19 @@ def _inside(directory: Path, vfs: int, size: int) -> None:
         subprocess.Popen(
             [PYTHON, "-m", "vportd", "--config", str(directory / "vportd.json")],
             env=os.environ | {"PYTHONPATH": str(SOURCE)},
+            stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
         )
     print("ready", flush=True)
     while True:
-        for one in select.select(waiting, [], [])[0]:
+        for one in select.select([*waiting, sys.stdin], [], [])[0]:
             if isinstance(one, ActingFile):
                 one.serve()
-            else:
+            elif isinstance(one, socket.socket):
                 _answer(one, machine)
+            else:
+                return
         with contextlib.suppress(ChildProcessError):  # what this process inherits as the first one here
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -248,6 +269,7 @@ class Hypervisor:
                 [*command, "-m", "tests.bench.hypervisor", str(directory), str(vfs), str(size // MIB)],
                 cwd=ROOT,
                 env=os.environ | {"PYTHONPATH": str(ROOT / "build/collections")},
+                stdin=subprocess.PIPE,  # its end is how the first process inside notices that this one has ended
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -262,9 +284,7 @@ class Hypervisor:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         text = INTERPRETER.format(directory=self.directory, pid=children[0], python=PYTHON)
         _program(self.interpreter, text)
-        ask = "import socket, time\nfor n in range(600):\n  try: socket.socket(socket.AF_UNIX).connect('/run/vportd/rpc.sock')\n"
-        ask += "  except OSError: time.sleep(0.1)\n  else: break\nelse: raise SystemExit(1)"
-        if subprocess.run([self.interpreter, "-c", ask], check=False).returncode != 0:
+        if subprocess.run([self.interpreter, "-c", ANSWERS], check=False).returncode != 0:
             log = (self.directory / "vportd.log").read_text()
             self.stop()
             raise NoFuse(f"vportd on a simulated hypervisor does not answer: {log}")
