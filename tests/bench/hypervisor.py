@@ -2,9 +2,9 @@
 """A simulated hypervisor, for measuring real runs of Ansible without hardware. Root only.
 
 It has mount and process namespaces of its own. In them the machine of the unit tests is at ``/sys/bus/pci`` and
-``/dev``: files of sysfs that act are served by FUSE, ``nvme`` asks that machine's adapter, LVM is the real one on a loop
-device, and vportd is the real one too. Modules get there by an interpreter that enters the namespaces, so that nothing
-in them knows of it. Not simulated: times of the kernel and of firmware, which are next to none here.
+``/dev``: files of sysfs that act are served by FUSE, ``nvme`` asks that machine's adapter, LVM is the real one on a
+loop device, and vportd is the real one too. Modules get there by an interpreter that enters the namespaces, so that
+nothing in them knows of it. Not simulated: times of the kernel and of firmware, which are next to none here.
 
 ``python -m tests.bench.hypervisor DIRECTORY VFS MIB`` is the first process inside.
 """
