@@ -142,6 +142,10 @@ bench-migrate: setup-dev ## Measure migrations against plain libvirt with qemu-s
 	MOLECULE_PROJECT_DIRECTORY=$(CURDIR) python -m tests.bench.migrate $(ROUNDS)
 	molecule destroy -s default
 
+.PHONY: bench-provision
+bench-provision: setup-dev ## Measure provisioning on simulated hypervisors: modules, shell, a fleet (QUICK=1: small)
+	PYTHONPATH=$(CURDIR)/build/collections python -m tests.bench.provision $(if $(QUICK),--quick) $(ARGS)
+
 .PHONY: fuzz
 fuzz: setup-dev ## Fuzz the ring and the protocol of vportd, by coverage (FUZZ=60 seconds each)
 	python -m tests.fuzz ring $(FUZZ)

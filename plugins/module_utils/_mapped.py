@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from . import _mapping
 from ._errors import Refused, VportdDown
 from ._plan import Plan
-from ._pool import Extent, Pool, beyond
+from ._pool import Extent, Pool, beyond, mappable
 from ._rpc import Vportd
 
 
@@ -20,6 +20,12 @@ def luns_by_vport(vportd: Vportd, adapter: str) -> list[tuple[str, _mapping.Lun]
         if record["adapter"] == adapter
         for lun in _mapping.from_vportd(vportd.mapping(record["vport"])).luns
     ]
+
+
+def extents_of(pool: Pool, vdisk: str) -> tuple[tuple[_mapping.Extent, ...], int | None]:
+    """Extents of a vdisk that can be mapped, and where its lease lies."""
+    found = mappable(pool, vdisk)
+    return tuple(_mapping.Extent(*extent) for extent in found.extents), pool.lease_of(found)
 
 
 class Guard:
@@ -35,46 +41,51 @@ class Guard:
         self._nsid = nsid
         self._must_answer = must_answer
 
-    def refuse(self, pool: Pool, planned: Plan) -> None:
+    def refuse(self, pool: Pool, *plans: Plan) -> None:
         """Before anything is touched."""
-        for step in planned.steps:
+        removed, wiped = [], []
+        for step in (step for planned in plans for step in planned.steps):
             vdisk = pool.vdisk(step.args["name"])
             if vdisk is None:
                 continue
             if step.verb == "remove":
-                self._refuse(
-                    vdisk.name, vdisk.extents, "it cannot be removed", by_name=True, must_answer=self._must_answer
-                )
+                removed.append((vdisk.name, vdisk.extents))
             elif step.verb == "wipe":
-                self.refuse_zeroing(vdisk.name, beyond(vdisk.extents, vdisk.wiped or 0))
+                wiped.append((vdisk.name, beyond(vdisk.extents, vdisk.wiped or 0)))
+        if removed:
+            self._refuse(removed, "it cannot be removed", by_name=True, must_answer=self._must_answer)
+        if wiped:
+            self.refuse_zeroing(wiped)
 
-    def refuse_zeroing(self, vdisk: str, extents: Sequence[Extent]) -> None:
-        """Once the extents are known."""
-        self._refuse(vdisk, extents, "nothing was zeroed", by_name=False, must_answer=False)
+    def refuse_zeroing(self, wipes: Sequence[tuple[str, Sequence[Extent]]]) -> None:
+        """Once the extents are known: vdisks, and what of each is about to be zeroed."""
+        self._refuse(wipes, "nothing was zeroed", by_name=False, must_answer=False)
 
-    def _refuse(self, vdisk: str, extents: Sequence[Extent], outcome: str, by_name: bool, must_answer: bool) -> None:
+    def _refuse(
+        self, vdisks: Sequence[tuple[str, Sequence[Extent]]], outcome: str, by_name: bool, must_answer: bool
+    ) -> None:
         try:
-            if not self._serves():
-                return
-            mapped = luns_by_vport(self._vportd, self._adapter)
+            mapped = luns_by_vport(self._vportd, self._adapter) if self._serves() else []
         except VportdDown as exc:
             if must_answer:
                 raise VportdDown(
-                    f"{exc} (it has to be asked who maps vdisk {vdisk}; check_vports=false is for hosts without vports)"
+                    f"{exc} (it has to be asked who maps vdisk {vdisks[0][0]}; check_vports=false is for hosts without "
+                    "vports)"
                 ) from exc
             return
         for vport, lun in mapped:
-            named = by_name and lun.vdisk == vdisk
-            covered = any(
-                one.physical < low + length and low < one.physical + one.length
-                for one in lun.extents
-                for _start, low, length in extents
-            )
-            if named or covered:
-                raise Refused(
-                    f"vdisk {vdisk} is mapped by vport {vport} as LUN {lun.lun}, {outcome}; take it out of that "
-                    "mapping first"
+            for vdisk, extents in vdisks:
+                named = by_name and lun.vdisk == vdisk
+                covered = any(
+                    one.physical < low + length and low < one.physical + one.length
+                    for one in lun.extents
+                    for _start, low, length in extents
                 )
+                if named or covered:
+                    raise Refused(
+                        f"vdisk {vdisk} is mapped by vport {vport} as LUN {lun.lun}, {outcome}; take it out of that "
+                        "mapping first"
+                    )
 
     def _serves(self) -> bool:
         """Whether this host's vports map this very namespace."""

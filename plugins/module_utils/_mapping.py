@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import sys
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter, itemgetter
 from typing import Any
@@ -15,6 +15,18 @@ from ._errors import Refused
 from ._plan import Plan, Step
 from ._units import checked_name, parse_size
 
+LUNS: Mapping[str, Any] = {
+    "type": "list",
+    "elements": "dict",
+    "options": {
+        "lun": {"type": "int", "required": True},
+        "vdisk": {"type": "str", "required": True},
+        "pool": {"type": "str"},
+        "readonly": {"type": "bool", "default": False},
+        "extents": {"type": "list", "elements": "list"},
+    },
+}
+"""The option that names the LUNs of a vport."""
 _SECTOR = 512
 _MOST_LUNS = 256
 _MANY = 4096
@@ -124,6 +136,29 @@ def from_vportd(reply: Mapping[str, Any]) -> VportMapping:
         for lun in reply["luns"]
     ]
     return VportMapping(reply["generation"], reply.get("digest"), normalised(luns))
+
+
+LookUp = Callable[[str, str], "tuple[tuple[Extent, ...], int | None]"]
+"""(pool, vdisk) -> its extents and the byte where its lease lies"""
+
+
+def wanted(entries: Sequence[Mapping[str, Any]], pool: str | None, look_up: LookUp) -> tuple[Lun, ...]:
+    """The LUNs that a user asks for, extents as given or those of the vdisk, in its own pool or in ``pool``."""
+    luns = []
+    for entry in entries:
+        vdisk, lease = entry["vdisk"], None
+        if entry["extents"] is not None:
+            extents = parse_extents(vdisk, entry["extents"])
+        else:
+            named = entry["pool"] or pool
+            if named is None:
+                raise Refused(
+                    f"vdisk {vdisk} (LUN {entry['lun']}) has neither extents nor a pool to look them up in; give one "
+                    "of both"
+                )
+            extents, lease = look_up(named, vdisk)
+        luns.append(Lun(entry["lun"], vdisk, entry["readonly"], extents, lease))
+    return tuple(luns)
 
 
 def refuse_doubles(luns: Sequence[Mapping[str, Any]]) -> None:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import _lease, _zero
-from ._errors import CommandFailed, Missing, Refused, StepFailed
+from ._errors import CommandFailed, IovlabError, Missing, Refused, StepFailed
 from ._host import Host
 from ._plan import Plan, Step, carry_out
 from ._units import format_size
@@ -29,6 +31,9 @@ WIPED_TAG = "iovlab.wiped="
 LEASE_TAG = "iovlab.lease="
 LEASES = "iovlab_leases"
 LEASES_SIZE = 4 * 1024 * 1024
+UNKNOWN = -1  # physical offset of an extent before LVM has chosen it
+_DATA_START = 1024 * 1024  # where LVM puts the first extent of a pool
+_TAG_EVERY = 1024 * 1024 * 1024  # bytes zeroed after which the tags of vdisks are changed
 _CONFIG = 'global{activation=0} devices{filter=["a|.*|"] global_filter=["a|.*|"]}'
 
 
@@ -353,29 +358,45 @@ def apply_pool(host: Host, storage: Storage, planned: Plan) -> None:
     carry_out(planned, actions)
 
 
-def _create(lvm: Lvm, pool: str, name: str, size: int) -> None:
+def _create(lvm: Lvm, pool: str, name: str, size: int, *tags: str) -> None:
     lvm.run(
         "lvcreate", "--yes", "--type", "linear", "--activate", "n", "--zero", "n", "--wipesignatures", "n",
-        "--addtag", f"{WIPED_TAG}0", "--size", f"{size}b", "--name", name, pool,
+        *(word for tag in (f"{WIPED_TAG}0", *tags) for word in ("--addtag", tag)),
+        "--size", f"{size}b", "--name", name, pool,
     )  # fmt: skip
 
 
 def _wipe(lvm: Lvm, pool: str, volume: Vdisk) -> None:
     """Zero what of a volume is not wiped yet, then say in its tag that it is."""
+    _zero_rest(lvm, volume)
+    _tag_wiped(lvm, pool, [volume])
+
+
+def _zero_rest(lvm: Lvm, volume: Vdisk) -> int:
+    """Zero what of a volume is not wiped yet; return how many bytes that was."""
     if volume.wiped is None:
         raise StepFailed(
             f"vdisk {volume.name} is not known to be one of this collection and was not zeroed; run this again"
         )
+    rest = beyond(volume.extents, volume.wiped)
     try:
-        for _start, physical, length in beyond(volume.extents, volume.wiped):
+        for _start, physical, length in rest:
             _zero.zero(lvm.device, physical, length)
     except OSError as exc:
         raise StepFailed(
             f"zeroing vdisk {volume.name} on {lvm.device} failed: {exc.strerror}; it is not wiped and cannot be "
             "mapped, run this again"
         ) from exc
-    tags = ("--deltag", f"{WIPED_TAG}{volume.wiped}", "--addtag", f"{WIPED_TAG}{volume.size}")
-    lvm.run("lvchange", *tags, f"{pool}/{volume.name}")
+    return sum(length for _start, _physical, length in rest)
+
+
+def _tag_wiped(lvm: Lvm, pool: str, volumes: Sequence[Vdisk]) -> None:
+    """Say that volumes are wiped to their end; one command does it for all that need the same tags."""
+    groups: dict[tuple[int | None, int], list[str]] = {}
+    for volume in volumes:
+        groups.setdefault((volume.wiped, volume.size), []).append(f"{pool}/{volume.name}")
+    for (wiped, size), names in groups.items():
+        lvm.run("lvchange", "--deltag", f"{WIPED_TAG}{wiped}", "--addtag", f"{WIPED_TAG}{size}", *names)
 
 
 def _shown_pool(pool: Pool | None) -> dict[str, Any]:
@@ -457,40 +478,157 @@ def plan_vdisk(pool: Pool, name: str, size: int | None, wipe: bool) -> Plan:
     return Plan(before, {"name": name, "size": rounded, "wiped": wiped, "lease": lease}, tuple(steps), notes)
 
 
-Guard = Callable[[str, Sequence[Extent]], None]
-"""Called with (vdisk, its extents that are about to be zeroed); raises when somebody uses them."""
+def pool_then(storage: Storage, planned: Plan) -> Pool:
+    """The pool as it will be after the steps of ``plan_pool``; where LVM puts the leases it alone can tell."""
+    after = planned.after
+    pool, extent_size = storage.pool, int(after["extent_size"])
+    if pool is None:
+        size = (storage.size - _DATA_START) // extent_size * extent_size
+        pool = Pool(after["name"], storage.device, extent_size, size, size, autoactivation=False, vdisks=())
+    if not after["leases"] or (pool.leases is not None and pool.leases.ready):
+        return pool
+    size = pool.leases.size if pool.leases else _leases_size(extent_size)
+    taken = 0 if pool.leases else size
+    return replace(pool, free=pool.free - taken, leases=Vdisk(LEASES, size, size, ((0, UNKNOWN, size),)))
+
+
+def vdisk_then(pool: Pool, planned: Plan) -> Pool:
+    """The pool as it will be after the steps of a ``plan_vdisk`` that makes, grows or wipes a vdisk."""
+    after = planned.after
+    old = pool.vdisk(after["name"])
+    size, extents = after["size"], old.extents if old else ()
+    grown = size - (old.size if old else 0)
+    if grown:
+        extents = (*extents, (size - grown, UNKNOWN, grown))
+    vdisk = Vdisk(after["name"], size, after["wiped"], extents, old.active_as if old else None, after["lease"])
+    others = [one for one in pool.vdisks if one.name != vdisk.name]
+    return replace(pool, free=pool.free - grown, vdisks=tuple(sorted((*others, vdisk), key=lambda one: one.name)))
+
+
+Guard = Callable[[Sequence[tuple[str, Sequence[Extent]]]], None]
+"""Called with vdisks and those of their extents that are about to be zeroed; raises when somebody uses them."""
+Done = Callable[[str], None]
+"""Called with the name of each vdisk that is finished."""
+
+
+class VdiskFailed(Exception):
+    """A step of one of several vdisks failed; ``__cause__`` says why."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 def apply_vdisk(host: Host, pool: Pool, planned: Plan, guard: Guard) -> None:
+    try:
+        apply_vdisks(host, pool, [planned], guard)
+    except VdiskFailed as exc:
+        if exc.__cause__ is None:
+            raise
+        raise exc.__cause__ from None
+
+
+def apply_vdisks(host: Host, pool: Pool, plans: Sequence[Plan], guard: Guard, done: Done = lambda name: None) -> None:
+    """Carry out the plans of several vdisks, with as few commands as LVM allows; VdiskFailed names the one that failed.
+
+    Each LVM command commits the metadata once and takes tens of milliseconds whatever it does, so a new vdisk gets its
+    lease as it is created, all extents are read with one report, and tags are changed for many vdisks at once. A run
+    may be killed anywhere: a lease is zeroed before a vdisk has it, a vdisk is zeroed before its tag says so.
+    """
     lvm = Lvm(host, pool.device)
+    left = Counter(step.args["name"] for planned in plans for step in planned.steps)
 
-    def create(name: str, size: int) -> None:
-        _create(lvm, pool.name, name, size)
+    def finished(name: str, steps: int = 1) -> None:
+        left[name] -= steps
+        if not left[name]:
+            done(name)
 
-    def grow(name: str, size: int) -> None:
-        lvm.run("lvextend", "--type", "linear", "--size", f"{size}b", f"{pool.name}/{name}")
+    wipes: list[str] = []
+    leases: list[tuple[str, int]] = []
+    for planned in plans:
+        given = {step.args["name"]: step.args["lease"] for step in planned.steps if step.verb == "lease"}
+        for step in planned.steps:
+            name = step.args["name"]
+            with _of(name):
+                if step.verb == "create":
+                    lease = given.pop(name, None)
+                    if lease is not None:
+                        _zero_lease(pool, lease)
+                    _create(lvm, pool.name, name, step.args["size"], *(() if lease is None else (_lease_tag(lease),)))
+                    finished(name, 1 if lease is None else 2)
+                elif step.verb == "grow":
+                    lvm.run("lvextend", "--type", "linear", "--size", f"{step.args['size']}b", f"{pool.name}/{name}")
+                    finished(name)
+                elif step.verb == "remove":
+                    lvm.run("lvremove", "--yes", f"{pool.name}/{name}")
+                    finished(name)
+                elif step.verb == "wipe":
+                    wipes.append(name)
+        leases += given.items()
+    if wipes:
+        _apply_wipes(host, lvm, pool, wipes, guard, finished)
+    for name, lease in leases:
+        with _of(name):
+            _zero_lease(pool, lease)
+            lvm.run("lvchange", "--addtag", _lease_tag(lease), f"{pool.name}/{name}")
+            finished(name)
 
-    def remove(name: str) -> None:
-        lvm.run("lvremove", "--yes", f"{pool.name}/{name}")
 
-    def wipe(name: str) -> None:
+def _apply_wipes(
+    host: Host, lvm: Lvm, pool: Pool, names: Sequence[str], guard: Guard, finished: Callable[[str], None]
+) -> None:
+    """Zero vdisks, and say so in their tags as soon as there is much that a run need not do again."""
+    with _of(names[0]):
         now = read_storage(host, pool.device, 0).pool
-        vdisk = now.vdisk(name) if now else None
-        if vdisk is None or vdisk.wiped is None or vdisk.active_as:
-            raise StepFailed(
-                f"vdisk {name} of pool {pool.name} changed under this run; nothing was wiped, run it again"
-            )
-        guard(name, beyond(vdisk.extents, vdisk.wiped))
-        _wipe(lvm, pool.name, vdisk)
+    found = []
+    for name in names:
+        with _of(name):
+            vdisk = now.vdisk(name) if now else None
+            if vdisk is None or vdisk.wiped is None or vdisk.active_as:
+                raise StepFailed(
+                    f"vdisk {name} of pool {pool.name} changed under this run; nothing was wiped, run it again"
+                )
+            found.append(vdisk)
+    with _of(names[0]):
+        guard([(vdisk.name, beyond(vdisk.extents, vdisk.wiped or 0)) for vdisk in found])
+    zeroed: list[Vdisk] = []
+    waiting = 0
 
-    def lease(name: str, lease: int) -> None:
-        offset = _lease.offset_of(lease, pool.leases.extents) if pool.leases else None
-        if offset is None:
-            raise StepFailed(f"pool {pool.name} has no lease {lease}; run this again")
-        _zero.zero(pool.device, offset, _lease.SIZE)  # what the vdisk that had it before has left
-        lvm.run("lvchange", "--addtag", f"{LEASE_TAG}{lease}", f"{pool.name}/{name}")
+    def tag() -> None:
+        with _of(zeroed[0].name):
+            _tag_wiped(lvm, pool.name, zeroed)
+        for vdisk in zeroed:
+            finished(vdisk.name)
 
-    carry_out(planned, {"create": create, "grow": grow, "remove": remove, "wipe": wipe, "lease": lease})
+    for vdisk in found:
+        with _of(vdisk.name):
+            waiting += _zero_rest(lvm, vdisk)
+        zeroed.append(vdisk)
+        if waiting >= _TAG_EVERY:
+            tag()
+            zeroed, waiting = [], 0
+    if zeroed:
+        tag()
+
+
+def _zero_lease(pool: Pool, lease: int) -> None:
+    """Zero what the vdisk that had the lease before has left."""
+    offset = _lease.offset_of(lease, pool.leases.extents) if pool.leases else None
+    if offset is None:
+        raise StepFailed(f"pool {pool.name} has no lease {lease}; run this again")
+    _zero.zero(pool.device, offset, _lease.SIZE)
+
+
+def _lease_tag(lease: int) -> str:
+    return f"{LEASE_TAG}{lease}"
+
+
+@contextmanager
+def _of(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (IovlabError, OSError) as exc:
+        raise VdiskFailed(name) from exc
 
 
 def beyond(extents: Sequence[Extent], offset: int) -> list[Extent]:

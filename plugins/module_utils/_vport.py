@@ -171,6 +171,13 @@ def choose_vf(record: Record, adapter: Mapping[str, Any], wanted: str) -> str | 
     return wanted
 
 
+def no_free_vf(record: Record) -> Refused:
+    return Refused(
+        f"vf: adapter {record['adapter']} has no free VF that shows its storage for vport {record['vport']}; create "
+        "VFs with sriov_vf, unbind a vport, or set on_no_vf=stay_on_pf"
+    )
+
+
 def plan_binding(record: Record, vf: str | None, path: str) -> Plan:
     """Bound to ``vf`` and on ``path``; ``vf`` None = stay on the PF without a VF."""
     name = record["vport"]

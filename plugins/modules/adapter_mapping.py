@@ -145,6 +145,7 @@ steps:
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -164,17 +165,7 @@ SPEC = STATE.merge(
     ArgumentSpec(
         {
             "vport": {"type": "str", "required": True},
-            "luns": {
-                "type": "list",
-                "elements": "dict",
-                "options": {
-                    "lun": {"type": "int", "required": True},
-                    "vdisk": {"type": "str", "required": True},
-                    "pool": {"type": "str"},
-                    "readonly": {"type": "bool", "default": False},
-                    "extents": {"type": "list", "elements": "list"},
-                },
-            },
+            "luns": _mapping.LUNS,
             "pool": {"type": "str"},
             "adapter": {"type": "str"},
             "nsid": {"type": "int"},
@@ -233,27 +224,15 @@ def _wanted(
         )
     if adapter["device"] is None:
         raise Refused(f"vport {record['vport']}: {adapter['error']}")
-    luns = []
-    storage = None
-    for entry in options["luns"]:
-        vdisk, lease = entry["vdisk"], None
-        if entry["extents"] is not None:
-            extents = _mapping.parse_extents(vdisk, entry["extents"])
-        else:
-            pool_name = entry["pool"] or options["pool"]
-            if pool_name is None:
-                raise Refused(
-                    f"vdisk {vdisk} (LUN {entry['lun']}) has neither extents nor a pool to look them up in; give one "
-                    "of both"
-                )
-            if storage is None:
-                namespace = _nvme.namespace(host, adapter["adapter"], adapter["nsid"])
-                storage = _pool.read_storage(host, namespace.device, namespace.size, readonly=True)
-            pool = _pool.pool_of(storage, pool_name)
-            found = _pool.mappable(pool, vdisk)
-            extents = tuple(_mapping.Extent(*extent) for extent in found.extents)
-            lease = pool.lease_of(found)
-        luns.append(_mapping.Lun(entry["lun"], vdisk, entry["readonly"], extents, lease))
+
+    @cache
+    def storage() -> _pool.Storage:
+        namespace = _nvme.namespace(host, adapter["adapter"], adapter["nsid"])
+        return _pool.read_storage(host, namespace.device, namespace.size, readonly=True)
+
+    luns = _mapping.wanted(
+        options["luns"], options["pool"], lambda pool, vdisk: _mapped.extents_of(_pool.pool_of(storage(), pool), vdisk)
+    )
     others = [
         (vport, lun) for vport, lun in _mapped.luns_by_vport(vportd, adapter["adapter"]) if vport != record["vport"]
     ]

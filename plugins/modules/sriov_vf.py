@@ -203,16 +203,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.iovlab.storage.plugins.module_utils import (
-    _keep,
-    _kept,
-    _sriov,
-    _sriov_apply,
-    _sriov_plan,
-    _vf_report,
-)
+from ansible_collections.iovlab.storage.plugins.module_utils import _keep, _sriov, _vf_report, _vfs
 from ansible_collections.iovlab.storage.plugins.module_utils._argspec import ADAPTER, RPC, STATE, ArgumentSpec
-from ansible_collections.iovlab.storage.plugins.module_utils._errors import Refused
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
 from ansible_collections.iovlab.storage.plugins.module_utils._plan import Plan, carry_out
@@ -220,17 +212,9 @@ from ansible_collections.iovlab.storage.plugins.module_utils._plan import Plan, 
 SPEC = STATE.merge(
     ADAPTER,
     RPC,
+    _vfs.OPTIONS,
     ArgumentSpec(
-        {
-            "count": {"type": "int"},
-            "queues": {"type": "int"},
-            "interrupts": {"type": "int"},
-            "driver": {"type": "str", "choices": ["nvme", "vfio-pci", "none"], "default": "nvme"},
-            "namespaces": {"type": "list", "elements": "int"},
-            "persistent": {"type": "bool", "default": False},
-            "allow_recreate": {"type": "bool", "default": False},
-            "timeout": {"type": "int", "default": 60},
-        },
+        {"count": {"type": "int"}, "timeout": {"type": "int", "default": 60}},
         required_if=[("state", "present", ["count"])],
         required_one_of=[("pf", "serial", "nqn")],
     ),
@@ -239,29 +223,19 @@ SPEC = STATE.merge(
 
 def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     options = module.params
-    if options["timeout"] < 1:
-        raise Refused(f"timeout: {options['timeout']} is too short; give at least 1 second")
-    if options["state"] == "present" and options["count"] < 1:
-        raise Refused(f"count: {options['count']} VFs cannot be; give 1 or more, or state=absent for none")
-    count = options["count"] if options["state"] == "present" else 0
-    driver = None if options["driver"] == "none" else options["driver"]
-    namespaces = None if options["namespaces"] is None else tuple(sorted(set(options["namespaces"])))
-    request = _sriov.Request(count, options["queues"], options["interrupts"], driver, namespaces)
+    present = options["state"] == "present"
+    _vfs.refuse_timeout(options["timeout"])
+    if present:
+        _vfs.refuse_count(options["count"])
+    request = _vfs.request(options, options["count"] if present else 0)
     address = _sriov.choose(host, options["pf"], options["serial"], options["nqn"])
     with host.locked(f"sriov-{address}", options["timeout"]):
-        if count == 0 and not host.sysfs.exists("bus/pci/devices", address):
+        if not present and not host.sysfs.exists("bus/pci/devices", address):
             return _forget(module, host, address)
-        adapter = _sriov.read(host, address)
         bound = _vf_report.bindings(options["rpc_socket"])
-        planned = _sriov_plan.plan_for(host, adapter, request, bound, options["allow_recreate"])
-        kept = _kept.Kept(address, adapter.serial, _sriov_plan.settled(adapter, request)) if count else None
-        keeping = _keep.plan(host, address, kept if options["persistent"] else None)
-        if not module.check_mode:
-            if planned.changed:
-                _sriov_apply.Changes(host, adapter, options["timeout"]).apply(planned)
-                adapter = _sriov.read(host, address)
-            carry_out(keeping, _keep.actions(host))
-        return planned.with_parts(boot=keeping).report() | _vf_report.described(host, adapter, bound)
+        planned = _vfs.plan(host, address, request, bound, options)
+        adapter = planned.adapter if module.check_mode else _vfs.apply(host, planned, options["timeout"])
+        return planned.plan.report() | _vf_report.described(host, adapter, bound)
 
 
 def _forget(module: AnsibleModule, host: Host, address: str) -> dict[str, Any]:

@@ -158,10 +158,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
             vf = _vport.choose_vf(record, adapter, wanted)
             stayed = vf is None
             if stayed and options["on_no_vf"] == "fail":
-                raise Refused(
-                    f"vf: adapter {record['adapter']} has no free VF that shows its storage for vport {name}; "
-                    "create VFs with sriov_vf, unbind a vport, or set on_no_vf=stay_on_pf"
-                )
+                raise _vport.no_free_vf(record)
             planned = _vport.plan_binding(record, vf, options["path"])
         switch = None
         if planned.changed and not module.check_mode:

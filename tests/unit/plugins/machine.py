@@ -68,10 +68,11 @@ class Adapter:
         self._names = iter(range(1, 1000))
 
     def address(self, index: int) -> str:
-        return f"0000:01:00.{index + 1}"
+        return f"0000:01:{(index + 1) >> 3:02x}.{(index + 1) & 7}"
 
     def controller_of(self, address: str) -> Controller:
-        return self.controllers[int(address[-1])]
+        device, function = address.removeprefix("0000:01:").split(".")
+        return self.controllers[int(device, 16) << 3 | int(function)]
 
     # What the kernel does on writes to sysfs
 
@@ -288,9 +289,11 @@ class KernelSysfs(Sysfs):
 
 
 class Machine:
-    """``Machine(tmp_path)`` has one PF, 0000:01:00.0, with a namespace of 24 MiB; ``host`` is what modules get."""
+    """``Machine(tmp_path)`` has one PF, 0000:01:00.0, with up to ``vfs`` VFs and a namespace of 24 MiB; ``host`` is
+    what modules get.
+    """
 
-    def __init__(self, root: Path, size: int = 24 * MIB) -> None:
+    def __init__(self, root: Path, size: int = 24 * MIB, vfs: int = 4) -> None:
         self.root = root
         self.sys, self.dev, self.proc = root / "sys", root / "dev", root / "proc"
         self.size = size
@@ -309,11 +312,11 @@ class Machine:
         ):
             (root / directory).mkdir(parents=True)
         self.write("bus/pci/drivers_probe", "")
-        self.adapter = Adapter(self)
+        self.adapter = Adapter(self, vfs, flexible_queues=2 * vfs, flexible_interrupts=2 * vfs)
         base = f"bus/pci/devices/{PF}"
         for name, value in {
             "class": "0x010802",
-            "sriov_totalvfs": "4",
+            "sriov_totalvfs": str(vfs),
             "sriov_numvfs": "0",
             "sriov_offset": "1",
             "sriov_stride": "1",
@@ -365,8 +368,15 @@ class Machine:
                 self.write(f"{base}/{node}/{key}", value)
             (self.sys / base / node / "holders").mkdir()
             if not multipath:
-                with (self.dev / node).open("wb") as file:
-                    file.truncate(self.size if address == PF else 4096)
+                self.show_device(node, address)
+
+    def show_device(self, node: str, address: str) -> None:
+        """The block device: a file, which is the one storage through the PF and through every VF."""
+        if address != PF:
+            (self.dev / node).symlink_to(self.device)
+            return
+        with (self.dev / node).open("wb") as file:
+            file.truncate(self.size)
 
     def reboot(self) -> None:
         """Files stay. The adapter forgets VFs and resources, the kernel everything."""
@@ -422,8 +432,10 @@ class Machine:
             (self.sys / "bus/pci/drivers" / driver).mkdir(exist_ok=True)
         return 0, "", ""
 
-    def fingerprint(self) -> str:
-        """A hash over everything that a module could change."""
+    def fingerprint(self, data: bool = True) -> str:
+        """A hash over everything that a module could change; ``data``: also what the storage holds, in which a running
+        vportd renews its leases.
+        """
         digest = hashlib.sha256()
         for path in sorted(self.root.rglob("*")):
             if path.is_relative_to(self.root / "lock"):
@@ -431,7 +443,7 @@ class Machine:
             digest.update(str(path.relative_to(self.root)).encode())
             if path.is_symlink():
                 digest.update(os.readlink(path).encode())
-            elif path.is_file():
+            elif path.is_file() and (data or path != self.device):
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
         digest.update(repr(sorted(self.adapter.controllers.items())).encode())
         digest.update(repr(sorted(self.adapter.attached)).encode())
@@ -579,9 +591,10 @@ class VolumeGroups:
         return ""
 
     def _lvchange(self, flags: dict[str, list[str]], words: list[str]) -> str:
-        group, name = self._find(words[0])
-        group.volumes[name].tags -= set(flags.get("--deltag", ()))
-        group.volumes[name].tags |= set(flags.get("--addtag", ()))
+        for word in words:
+            group, name = self._find(word)
+            group.volumes[name].tags -= set(flags.get("--deltag", ()))
+            group.volumes[name].tags |= set(flags.get("--addtag", ()))
         return ""
 
     def _pvs(self, _flags: dict[str, list[str]], _words: list[str]) -> str:

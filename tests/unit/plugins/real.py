@@ -23,20 +23,14 @@ SOURCE = Path(__file__).resolve().parents[3] / "roles" / "vportd" / "files"
 
 
 @contextmanager
-def vportd(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modules]:
-    """Modules on a host with two VFs, where the real vportd runs."""
-    bare = Modules(machine.host, monkeypatch, rpc_socket=str(tmp_path / "none.sock"))
-    bare.sriov_vf(pf=PF, count=2)
-    for node in machine.dev.glob("nvme[12]n1"):  # through VF and PF alike: the one storage
-        node.unlink()
-        node.symlink_to(machine.device)
-    for directory in (tmp_path.parent, tmp_path, machine.root, machine.dev):
-        directory.chmod(0o755)
-    run_dir = tmp_path / "run"
-    config = tmp_path / "vportd.json"
+def engine(machine: Machine, directory: Path) -> Iterator[str]:
+    """The real vportd, all its files in ``directory``; the socket that it answers on."""
+    for path in (directory.parent, directory, machine.root, machine.dev):
+        path.chmod(0o755)
+    run_dir, config = directory / "run", directory / "vportd.json"
     settings = {
         "adapters": [{"pf": PF, "nsid": 1}],
-        "state_dir": str(tmp_path / "state"),
+        "state_dir": str(directory / "state"),
         "run_dir": str(run_dir),
         "sysfs_root": str(machine.sys),
         "dev_root": str(machine.dev),
@@ -45,17 +39,25 @@ def vportd(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     }
     config.write_text(json.dumps(settings))
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
-    with (tmp_path / "vportd.log").open("wb") as log:
+    with (directory / "vportd.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "vportd", "--config", str(config)], env=environment, stdout=log, stderr=log
         )
     try:
         wait_until(lambda: process.poll() is not None or (run_dir / "rpc.sock").exists(), 10, "vportd made no socket")
-        assert process.poll() is None, (tmp_path / "vportd.log").read_text()
-        yield Modules(machine.host, monkeypatch, rpc_socket=str(run_dir / "rpc.sock"))
+        assert process.poll() is None, (directory / "vportd.log").read_text()
+        yield str(run_dir / "rpc.sock")
     finally:
         process.terminate()
         process.wait(10)
+
+
+@contextmanager
+def vportd(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modules]:
+    """Modules on a host with two VFs, where the real vportd runs."""
+    Modules(machine.host, monkeypatch, rpc_socket=str(tmp_path / "none.sock")).sriov_vf(pf=PF, count=2)
+    with engine(machine, tmp_path) as rpc_socket:
+        yield Modules(machine.host, monkeypatch, rpc_socket=rpc_socket)
 
 
 def told(modules: Modules) -> str:

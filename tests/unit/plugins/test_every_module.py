@@ -383,7 +383,23 @@ LAB = [
     Row("lab_vm", _Vm("absent"), changed=False, name="never there"),
 ]
 
-ROWS = [*SRIOV, *POOLS, *VPORTS, *GUESTS, *LAB]
+WHOLE = {
+    "pf": PF,
+    "vfs": {"count": 2},
+    "pool": {"name": "iovlabtest", "extent_size": "1MiB"},
+    "vdisks": [{"name": "web1", "size": "2MiB"}, {"name": "web2", "size": "1MiB"}],
+}
+ALL_VPORTS = {"pf": PF, "vports": [{"name": "v1", "luns": LUNS}]}
+CONFIGS = [
+    Row("adapter_config", WHOLE, (_left_over,), on=LVM, name="storage, fresh"),
+    Row("adapter_config", WHOLE, (("adapter_config", WHOLE),), changed=False, on=LVM, name="storage, there"),
+    Row("adapter_config", WHOLE, (*POOL, ("vdisk", WEB1 | {"size": "1MiB"})), on=LVM, name="storage, half of it"),
+    Row("adapter_config", ALL_VPORTS, on=BOTH, name="vports, fresh"),
+    Row("adapter_config", ALL_VPORTS, BOUND, changed=False, on=BOTH, name="vports, there"),
+    Row("adapter_config", ALL_VPORTS, VPORT, on=BOTH, name="vports, half of it"),
+]
+
+ROWS = [*SRIOV, *POOLS, *VPORTS, *CONFIGS, *GUESTS, *LAB]
 INFO: dict[str, Arguments] = {
     "adapter_mapping_info": {},
     "hypervisor_info": {},
