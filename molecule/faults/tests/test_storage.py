@@ -27,9 +27,8 @@ def without_driver(lab: Lab, name: str, *functions: str) -> Iterator[None]:
         host.run("echo %s >/sys/bus/pci/drivers/nvme/bind", functions[-1])
         # A PF that was taken away has taken its VFs along. What sets them up at boot does it now too.
         host.check_output("systemctl restart iovlab-adapter.service")
-        for function in functions:
-            shown = f"ls -d /sys/bus/pci/devices/{function}/nvme/nvme*/nvme*n*"
-            wait_until(f"namespace of {function}", lambda shown=shown: host.run(shown).rc == 0, 60)
+        shown = " && ".join(f"ls -d /sys/bus/pci/devices/{function}/nvme/nvme*/nvme*n*" for function in functions)
+        wait_until("namespace", lambda: host.run(shown).rc == 0, 60)
 
 
 def test_the_vf_of_the_source_is_pulled(lab: Lab) -> None:
