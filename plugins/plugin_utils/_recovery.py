@@ -62,6 +62,14 @@ def _plan(hosts: Mapping[str, Record], vm: str, to: str | None) -> tuple[str, li
         raise _Refused(f"{vm} runs on {_and(running)} at once{hint}; decide which one is right and end the other")
     if not active and (owner := _shut_off(hosts)) is not None and to is None:
         return owner, []
+    halves = [name for name in active if name not in running and (asked[name]["vport"] or {}).get("incoming")]
+    if halves and halves == active:
+        if not (silent or _from_here(hosts)):
+            raise _Refused(
+                f"{vm} is only left on {_and(active)}, to which its memory had not come whole; end it there "
+                f"(virsh destroy {vm}) and run this again"
+            )
+        active = []  # of no use once what it came from is gone
     end = running[0] if running else _stopped(asked, active, vm) if active else _started(asked, vm, to, silent)
     vport = asked[end]["vport"]
     if vport is not None and vport["fenced"] and silent and not _leased(vport):
@@ -69,7 +77,7 @@ def _plan(hosts: Mapping[str, Record], vm: str, to: str | None) -> tuple[str, li
             f"{vm} is fenced on {end} and may run on {_and(silent)}, which cannot be asked; bring that back, or power "
             "it off and say that it is lost"
         )
-    return end, _steps(hosts, asked, vm, end, active)
+    return end, _steps(hosts, asked, vm, end, active, halves)
 
 
 def _stopped(asked: Mapping[str, Record], active: Sequence[str], vm: str) -> str:
@@ -80,12 +88,15 @@ def _stopped(asked: Mapping[str, Record], active: Sequence[str], vm: str) -> str
         if len(holders) != 1:
             raise _Refused(f"{vm} is stopped on {_and(whole)}; decide where it shall go on and end it elsewhere")
         return holders[0]
-    if not whole:
-        raise _Refused(
-            f"{vm} is only left on {_and(active)}, to which its memory had not come whole; end it there "
-            f"(virsh destroy {vm}) and run this again"
-        )
     return whole[0]
+
+
+def _from_here(hosts: Mapping[str, Record]) -> bool:
+    """Whether it is known where the VM was on its way from, and that it has not left there: a hypervisor is lost, or
+    has a vport that is not fenced. A fenced one may just have let go of a VM that by now runs where half a copy was.
+    """
+    vports = [host["vport"] for host in hosts.values() if host["vport"] is not None and not host["vport"]["incoming"]]
+    return any(host["lost"] for host in hosts.values()) or any(not vport["fenced"] for vport in vports)
 
 
 def _shut_off(hosts: Mapping[str, Record]) -> str | None:
@@ -113,15 +124,22 @@ def _started(asked: Mapping[str, Record], vm: str, to: str | None, silent: Seque
 
 
 def _steps(
-    hosts: Mapping[str, Record], asked: Mapping[str, Record], vm: str, end: str, active: Sequence[str]
+    hosts: Mapping[str, Record],
+    asked: Mapping[str, Record],
+    vm: str,
+    end: str,
+    active: Sequence[str],
+    halves: Sequence[str],
 ) -> list[dict[str, str]]:
     steps = []
 
     def step(host: str, verb: str, text: str) -> None:
         steps.append({"host": host, "verb": verb, "text": text})
 
-    for name in active:
-        if name != end:
+    for name in asked:
+        if name in halves:
+            step(name, "destroy", f"end the copy of {vm} on {name}, which has not come whole")
+        elif name in active and name != end:
             step(name, "destroy", f"end the stopped copy of {vm} on {name}")
     here = asked[end]
     vport, domain = here["vport"], here["domain"]
