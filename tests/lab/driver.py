@@ -146,7 +146,7 @@ class Lab:
 
     def __init__(self) -> None:
         self._hosts: dict[str, Host] = {}
-        self._off: set[str] = set()
+        self._off: dict[str, list[str]] = {}
 
     def host(self, name: str) -> Host:
         if name not in self._hosts:
@@ -183,13 +183,18 @@ class Lab:
 
     def power_off(self, name: str) -> None:
         """Pull the plug: its QEMU is killed."""
+        ran = [vm for vm, state in self.domains(name).items() if state == "running"]
         os.kill(int((HOME / name / "qemu.pid").read_text()), signal.SIGKILL)
         self.forget(name)
-        self._off.add(name)
+        self._off[name] = ran
 
-    def power_on(self) -> None:
-        """Boot what is off."""
+    def power_on(self, moved: str) -> None:
+        """Boot what is off, and start the VMs that ran there, but for ``moved``."""
         play("lab_up")
+        for name, ran in self._off.items():
+            for vm in ran:
+                if vm != moved:
+                    self.host(name).check_output("virsh -q start %s", vm)
         self._off.clear()
 
     def reboot(self, name: str) -> None:

@@ -17,7 +17,7 @@ def test_the_destination_loses_its_power(lab: Lab) -> None:
     assert run.end() != 0
     assert lab.place(VM) == source
     assert f"runs on {source}" in run.output
-    lab.power_on()
+    lab.power_on(moved=VM)
     play("recover", vm=VM)
     assert lab.settled(VM) == source
 
@@ -29,7 +29,7 @@ def test_the_source_loses_its_power(lab: Lab) -> None:
     assert "which cannot be asked" in refused("recover", vm=VM)
     play("recover", vm=VM, lost=source)
     assert lab.place(VM) == other(source)
-    lab.power_on()
+    lab.power_on(moved=VM)
     play("recover", vm=VM)
     assert lab.settled(VM) == other(source)
 
