@@ -345,7 +345,7 @@ class AdapterConfig:
                 )
             except _pool.VdiskFailed as exc:
                 with _doing(f"vdisk {exc.name}", done):
-                    raise exc.__cause__ or exc from None
+                    raise exc.reason from None
             with _doing("the report of LVM", []):
                 storage = self._storage_now()
         self._pool_then = storage.pool

@@ -512,20 +512,19 @@ Done = Callable[[str], None]
 
 
 class VdiskFailed(Exception):
-    """A step of one of several vdisks failed; ``__cause__`` says why."""
+    """A step of one of several vdisks failed, for ``reason``."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, reason: Exception) -> None:
         super().__init__(name)
         self.name = name
+        self.reason = reason
 
 
 def apply_vdisk(host: Host, pool: Pool, planned: Plan, guard: Guard) -> None:
     try:
         apply_vdisks(host, pool, [planned], guard)
     except VdiskFailed as exc:
-        if exc.__cause__ is None:
-            raise
-        raise exc.__cause__ from None
+        raise exc.reason from None
 
 
 def apply_vdisks(host: Host, pool: Pool, plans: Sequence[Plan], guard: Guard, done: Done = lambda name: None) -> None:
@@ -628,7 +627,7 @@ def _of(name: str) -> Iterator[None]:
     try:
         yield
     except (IovlabError, OSError) as exc:
-        raise VdiskFailed(name) from exc
+        raise VdiskFailed(name, exc) from exc
 
 
 def beyond(extents: Sequence[Extent], offset: int) -> list[Extent]:
