@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from . import _libvirt
 from ._errors import Refused
 
-_PING = 2  # seconds
+_PING = 10  # seconds; a hypervisor that is emulated takes its time
 _PAUSED_BY_IO_ERROR = (3, 5)  # VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_IOERROR
 _UNITS = {"b": 1, "bytes": 1, "k": 1024, "KiB": 1024, "M": 1 << 20, "MiB": 1 << 20, "G": 1 << 30, "GiB": 1 << 30}
 _DISK_ERRORS = {1: "unspecified", 2: "no space"}

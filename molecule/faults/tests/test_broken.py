@@ -55,6 +55,8 @@ def test_the_memory_cannot_be_copied_in_time(lab: Lab) -> None:
 @pytest.mark.long
 def test_an_operator_aborts_it(lab: Lab) -> None:
     source, run = begin(lab, VM, migration_bandwidth=1)
+    for playbook in ("recover", "migrate"):
+        assert "is under way, by process" in refused(playbook, vm=VM)
     play("migrate_abort", vm=VM)
     assert run.end() != 0
     assert f"runs on {source}" in run.output

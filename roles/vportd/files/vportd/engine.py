@@ -382,6 +382,7 @@ class Engine:
                 extent_file.forget(found.state_path.parent, vport, ())
             except OSError as problem:
                 raise RpcError("STORAGE", f"the state of vport {vport} cannot be removed: {problem}") from problem
+            journal.info(f"vport {vport}: deleted{' by force' if force else ''}")
             return {}
 
 
