@@ -74,6 +74,7 @@ class Run:
         self.name = name
         self.lines: list[str] = []
         self._news = threading.Condition()
+        self._ended = False
         command = [
             "ansible-playbook", f"--inventory={PROJECT}/molecule/inventory", f"iovlab.storage.{name}",
             f"--extra-vars={json.dumps(variables)}", *arguments,
@@ -98,6 +99,7 @@ class Run:
                     self.lines.append(line)
                     self._news.notify_all()
         with self._news:
+            self._ended = True
             self._news.notify_all()
 
     @property
@@ -109,7 +111,7 @@ class Run:
         deadline = time.monotonic() + timeout
         with self._news:
             while not any(text in line for line in self.lines):
-                assert self._reader.is_alive(), f"{self.name} ended without {text!r}:\n{self.output[-3000:]}"
+                assert not self._ended, f"{self.name} ended without {text!r}:\n{self.output[-3000:]}"
                 assert self._news.wait(deadline - time.monotonic()), f"{self.name} is late with {text!r}"
 
     def kill(self) -> None:
