@@ -100,14 +100,16 @@ def move_ours(lab: Lab, place: str) -> Figures:
 
 def move_peer(lab: Lab, place: str) -> Figures:
     address = "10.77.0." + other(place)[-1]
+    lab.host(place).run("virsh -q migrate-setmaxdowntime %s 500", PEER)  # as ours
     lab.host(place).check_output(
-        "virsh -q migrate --live %s qemu+ssh://root@%s/system tcp://%s", PEER, address, address
+        "virsh -q migrate --live --p2p %s qemu+ssh://root@%s/system tcp://%s", PEER, address, address
     )
     job = lab.host(other(place)).check_output("LC_ALL=C virsh domjobinfo --completed %s", PEER)
     found = {
         key: int(value) / 1000 for key, value in re.findall(r"^(Time elapsed|Total downtime): +(\d+) ms", job, re.M)
     }
-    return {"pause": found["Total downtime"], "live": found["Time elapsed"]}
+    names = {"pause": "Total downtime", "live": "Time elapsed"}
+    return {ours: found[theirs] for ours, theirs in names.items() if theirs in found}
 
 
 def main() -> int:
@@ -130,7 +132,7 @@ def main() -> int:
     for key in ("worst_request", "longest_gap", "pause", "live", "total", "switch"):
         ours, peer = ([one[key] for one in results[side] if key in one] for side in (OURS, PEER))
         text = f"{key.replace('_', ' ') + ' (s)':24} {statistics.median(ours):10.3f}"
-        if peer:
+        if len(peer) == len(ours):
             ratio = statistics.median(one / two for one, two in zip(ours, peer, strict=True) if two)
             text += f" {statistics.median(peer):10.3f} {ratio:7.2f}"
         lines.append(text)
