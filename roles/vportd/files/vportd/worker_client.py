@@ -103,6 +103,8 @@ class WorkerClient:
                 if do == "suspend" and self.hurry is not None:
                     self.hurry[0] = 1
             except ChannelClosed as problem:
+                # Its end is noticed by the event loop. Whoever tries again at once must not keep that from its turn.
+                await asyncio.wait([self.ended], timeout=0.1)
                 raise WorkerDied(f"{self.who} has closed its control channel") from problem
             except BlockingIOError as problem:
                 raise TimeoutError(f"{self.who} does not read its control channel") from problem
