@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from . import _mapped, _mapping, _nvme, _pool, _sriov, _sriov_plan, _vfs, _vport
+from . import _mapped, _mapping, _nvme, _pool, _sriov, _sriov_plan, _vf_report, _vfs, _vport
 from ._errors import IovlabError, Missing, Refused, StepFailed, VportdDown, VportdError
 from ._host import Host
 from ._plan import Plan, Step, carry_out
@@ -127,7 +127,8 @@ class AdapterConfig:
         if options["vfs"]:
             with _about(f"VFs of {self.address}"):
                 request = _vfs.request(options["vfs"], options["vfs"]["count"])
-                self._vfs = _vfs.plan(self._host, self.address, request, self._bound(), options["vfs"])
+                bound = _vf_report.bindings_of(facts.adapters, facts.records.values())
+                self._vfs = _vfs.plan(self._host, self.address, request, bound, options["vfs"])
         self._pool_then = facts.storage.pool if facts.storage else None
         if options["pool"] and facts.storage:
             with _about(f"pool {options['pool']['name']}"):
@@ -139,18 +140,6 @@ class AdapterConfig:
         if options["vports"]:
             self._plan_vports()
         return self._whole()
-
-    def _bound(self) -> _sriov_plan.Bindings:
-        facts = self._facts
-        vports = {
-            vf["vf"]: vf["vport"] for adapter in facts.adapters for vf in adapter.get("vfs", ()) if vf.get("vport")
-        }
-        waiting = {
-            record["vf"]
-            for record in facts.records.values()
-            if record["vf"] and record["path"] == "pf" and record["degraded"]
-        }
-        return _sriov_plan.Bindings(vports, frozenset(waiting))
 
     def _plan_vdisks(self, storage: _pool.Storage) -> None:
         pool = self._pool_then

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ._errors import VportdDown, VportdError
@@ -171,17 +171,19 @@ class Vportd:
         found: dict[str, Any] = self.call("get_version")
         return found
 
-    def bound_vfs(self) -> dict[str, str]:
-        """VF address -> vport, for the VFs that are bound."""
-        return {
-            vf["vf"]: vf["vport"] for adapter in self.adapters() for vf in adapter.get("vfs", []) if vf.get("vport")
-        }
 
-    def waiting_vfs(self) -> frozenset[str]:
-        """VFs that failed their vport: it is still bound, and takes its requests over the PF meanwhile."""
-        return frozenset(
-            record["vf"] for record in self.vports() if record["vf"] and record["path"] == "pf" and record["degraded"]
-        )
+def bound_vfs(adapters: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """VF address -> vport, for the VFs that are bound, of what ``Vportd.adapters`` returned."""
+    return {vf["vf"]: vf["vport"] for adapter in adapters for vf in adapter.get("vfs", ()) if vf.get("vport")}
+
+
+def waiting_vfs(records: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """VFs that failed their vport, of what ``Vportd.vports`` returned: it is still bound, and takes its requests over
+    the PF meanwhile.
+    """
+    return frozenset(
+        record["vf"] for record in records if record["vf"] and record["path"] == "pf" and record["degraded"]
+    )
 
 
 def _remaining(deadline: float) -> float:

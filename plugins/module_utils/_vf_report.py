@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +12,7 @@ from ._errors import Refused, VportdDown
 from ._host import Host
 from ._kept import Kept
 from ._nvme import Resources
-from ._rpc import Vportd
+from ._rpc import Vportd, bound_vfs, waiting_vfs
 from ._sriov import Adapter
 from ._sriov_plan import Bindings, plan, wanted
 from ._users import defined_for, users_of
@@ -21,9 +22,14 @@ def bindings(rpc_socket: str) -> Bindings:
     """As vportd tells it; none where it does not run, though its workers still show as processes."""
     try:
         with Vportd(rpc_socket) as vportd:
-            return Bindings(vportd.bound_vfs(), vportd.waiting_vfs())
+            return bindings_of(vportd.adapters(), vportd.vports())
     except VportdDown:
         return Bindings()
+
+
+def bindings_of(adapters: Iterable[Mapping[str, Any]], records: Iterable[Mapping[str, Any]]) -> Bindings:
+    """The same, of what vportd has told already."""
+    return Bindings(bound_vfs(adapters), waiting_vfs(records))
 
 
 def described(host: Host, adapter: Adapter, bound: Bindings) -> dict[str, Any]:

@@ -40,11 +40,6 @@ def vportd(socket: str) -> dict[str, Any]:
     }
 
 
-def bound(facts: Mapping[str, Any]) -> dict[str, str]:
-    """VF -> vport, for the VFs that are bound."""
-    return {vf["vf"]: vf["vport"] for adapter in facts["adapters"] for vf in adapter.get("vfs", []) if vf.get("vport")}
-
-
 def _shown(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record without its history and histograms; ``errors`` counts the requests of a LUN that failed."""
     luns = [

@@ -229,6 +229,7 @@ from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._libvirt_facts import Facts
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
 from ansible_collections.iovlab.storage.plugins.module_utils._peers import Peer
+from ansible_collections.iovlab.storage.plugins.module_utils._rpc import bound_vfs
 
 SPEC = RPC.merge(
     ArgumentSpec(
@@ -256,7 +257,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     about_libvirt = Background(lambda: _about_libvirt(options))
     peers = [Peer(address, ports["first"], _load, options["timeout"]) for address in options["peers"]]
     engine = _vportd_facts.vportd(options["rpc_socket"])
-    adapters = _adapter_facts.adapters(host, _vportd_facts.bound(engine))
+    adapters = _adapter_facts.adapters(host, bound_vfs(engine["adapters"]))
     return {
         "changed": False,
         "host": _host_facts.identity(host),
