@@ -35,9 +35,12 @@ GONE_TIMEOUT = 30.0  # seconds for the storage to be done with what a dead worke
 DEATHS, DEATHS_TIME = 5, 20.0  # so many workers dead in so many seconds are blamed on the front end that they served
 
 
-def _node(path: str) -> tuple[int, ...]:
-    """What tells one device at ``path`` from another that is there later. Raises OSError."""
-    found = os.stat(path)
+def _node(path: str) -> tuple[int, ...] | None:
+    """What tells one device at ``path`` from another that is there later; None when there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
     return found.st_dev, found.st_ino, found.st_rdev
 
 
@@ -53,7 +56,7 @@ class VportWorkers(VportRecord):
         self._deleted = False
         self._deaths: deque[float] = deque(maxlen=DEATHS)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failing_since, self._failing = 0.0, False
+        self._failing_since = 0.0  # 0: it does not
 
     async def _spawn(self, path: str) -> WorkerClient:
         """Start a worker for ``path`` and hand it all but the rings; it is suspended. Raises RpcError STORAGE."""
@@ -61,7 +64,7 @@ class VportWorkers(VportRecord):
             device = self.adapter.device(self.adapter.pf) if path == "pf" else self.adapter.vf_device(self.vf or "")
             node = _node(device.path)
             storage = open_storage(device.path)
-        except (StorageError, OSError) as problem:
+        except StorageError as problem:
             raise RpcError("STORAGE", f"vport {self.name}: {problem}") from problem
         self.block_size = device.block_size
         if path == "pf":
@@ -75,7 +78,7 @@ class VportWorkers(VportRecord):
             lambda: self._on_exit(path),
         )
         client.hurry = self.counters.hurry[path]
-        client.node = node
+        client.device, client.node = device.path, node
         faults = [] if config.faults is None else [os.open(config.faults, os.O_RDONLY | os.O_CLOEXEC)]
         gate = self.leases.gate.reader()
         try:
@@ -220,15 +223,17 @@ class VportWorkers(VportRecord):
     def end_stale(self) -> bool:
         """End the worker whose device was taken away while another has come in its place, so that the next one opens
         that; what it has not done is in the in-flight regions. True when there was one.
+
+        Leases ask at each renewal, so a device that is where it was costs one look at its node.
         """
         client = self._workers.get("pf")
-        if client is None or not client.alive:
+        if client is None or not client.alive or _node(client.device) == client.node:
             return False
         try:
             now = _node(self.adapter.device(self.adapter.pf).path)
-        except (StorageError, OSError):
+        except StorageError:
             return False  # there is none to change to
-        if now == client.node:
+        if now is None or now == client.node:
             return False
         client.fail("lost its device, which is there anew")
         return True
@@ -290,18 +295,18 @@ class VportWorkers(VportRecord):
         name = errno.errorcode.get(code, str(code)) if isinstance(code, int) else str(code)
         if code:
             self.note("storage_failed", worker=path, error=name, policy=self.policy_of(path))
-            self._failing_since, self._failing = time.monotonic(), True
+            self._failing_since = time.monotonic()
             if path == "vf" and self._alive("vf"):
                 self._workers["vf"].fail(f"lost its storage ({name})")
             elif path == "pf":
                 self._begin(self._look_for_another(self._workers["pf"]))
         else:
-            self._failing = False
             self.note("storage_back", worker=path, seconds=time.monotonic() - self._failing_since)
+            self._failing_since = 0.0
 
     async def _look_for_another(self, client: WorkerClient) -> None:
         """While the storage fails: see whether the device is there anew."""
-        while self._failing and client.alive and not self._deleted:
+        while self._failing_since and client.alive and not self._deleted:
             self.end_stale()
             await asyncio.sleep(1)
 

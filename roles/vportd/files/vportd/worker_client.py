@@ -48,7 +48,8 @@ class WorkerClient:
         self.ended = self._loop.create_future()
         self.gone: asyncio.Future[None] = self._loop.create_future()
         self.failed = False
-        self.node: tuple[int, ...] = ()  # of its device
+        self.device = ""
+        self.node: tuple[int, ...] | None = None  # of its device, when that was opened
         self.hurry: memoryview | None = None  # set to 1 when a suspend has been sent
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._proof, proof = os.pipe2(os.O_CLOEXEC)
