@@ -64,6 +64,10 @@ lab-down: setup ## Take the lab down
 provision: setup ## VFs, vdisks, mapping, vports and tenant VMs from the inventory
 	ansible-playbook playbooks/provision.yml $(ARGS)
 
+.PHONY: preflight
+preflight: setup ## What each server can and cannot do; read-only (vm=NAME to=HYPERVISOR: can it be migrated there)
+	ansible-playbook playbooks/preflight.yml $(call given,vm to) $(ARGS)
+
 .PHONY: migrate
 migrate: setup ## Migrate a tenant VM (vm=NAME to=HYPERVISOR mode=direct|stay_mediated|offline)
 	ansible-playbook playbooks/migrate.yml $(call given,vm to) $(if $(mode),-e migration_mode=$(mode)) $(ARGS)
@@ -139,8 +143,7 @@ bench: setup-dev ## Measure vportd against qemu-storage-daemon (QUICK=1: under 3
 
 .PHONY: bench-migrate
 bench-migrate: setup-dev ## Measure migrations against plain libvirt with qemu-storage-daemon (ROUNDS=3), on the Molecule lab
-	MOLECULE_PROJECT_DIRECTORY=$(CURDIR) python -m tests.bench.migrate $(ROUNDS)
-	molecule destroy -s default
+	trap 'molecule destroy -s default' EXIT; MOLECULE_PROJECT_DIRECTORY=$(CURDIR) python -m tests.bench.migrate $(ROUNDS)
 
 .PHONY: bench-provision
 bench-provision: setup-dev ## Measure provisioning on simulated hypervisors: modules, shell, a fleet (QUICK=1: small)

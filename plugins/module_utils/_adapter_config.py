@@ -8,6 +8,7 @@ before it as they will be. So all refusals come before the first change, and che
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ from ._rpc import Vportd
 from ._units import lvm_name, parse_size, pci_address, vport_name
 
 Options = Mapping[str, Any]
+_AT_ONCE = 16  # vports that are configured at a time
 _LATER = "known once it is made"
 
 
@@ -346,17 +348,33 @@ class AdapterConfig:
         return _pool.read_storage(self._host, namespace.device, namespace.size, readonly=not self._makes_storage)
 
     def _apply_vports(self, done: list[str]) -> None:
+        """One after the other those that may give up what another one gets; then the new ones, of which each waits for
+        its leases to settle, at once.
+        """
+        vports = [vport for vport in self._vports if vport.steps]
+        for vport in vports:
+            if vport.current.luns:
+                with _doing(f"vport {vport.name}", done):
+                    self._apply_vport(vport)
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            running = {one.name: threads.submit(self._apply_vport, one) for one in vports if not one.current.luns}
+            wait(running.values(), return_when=FIRST_EXCEPTION)
+            for future in running.values():
+                future.cancel()
+        ended = {name: future for name, future in running.items() if not future.cancelled()}
+        for name in sorted(ended, key=lambda name: ended[name].exception() is not None):  # a failure tells what is done
+            with _doing(f"vport {name}", done):
+                ended[name].result()
+
+    def _apply_vport(self, vport: VportPlans) -> None:
         """Whether extents that LVM has chosen are free vportd looks at, as for every mapping."""
-        for vport in self._vports:
-            if not vport.steps:
-                continue
-            verbs = self._vportd.verbs(vport.name, self._options["drain_timeout"])
-            with _doing(f"vport {vport.name}", done):
-                carry_out(vport.vport, verbs)
-                if vport.mapping.changed:
-                    luns = _mapping.wanted(vport.entries, self._pool_name(), self._look_up)
-                    carry_out(_mapping.plan(vport.name, vport.current, luns, vport.connected, None), verbs)
-                carry_out(vport.binding, verbs)
+        with Vportd(self._vportd.path, self._vportd.timeout) as vportd:
+            verbs = vportd.verbs(vport.name, self._options["drain_timeout"])
+            carry_out(vport.vport, verbs)
+            if vport.mapping.changed:
+                luns = _mapping.wanted(vport.entries, self._pool_name(), self._look_up)
+                carry_out(_mapping.plan(vport.name, vport.current, luns, vport.connected, None), verbs)
+            carry_out(vport.binding, verbs)
 
     def described(self) -> dict[str, Any]:
         """What there is now, of what the options name."""

@@ -251,7 +251,8 @@ _HEADER = ("server", "result", "PF with SR-IOV", "VFs", "free", "IOMMU", "KVM", 
 
 
 def _row(server: Server, found: Record) -> tuple[str, ...]:
-    result = f"{len(found['problems'])} problems" if found["problems"] else "ok"
+    counts = [_counted(len(found[f"{kind}s"]), kind) for kind in ("problem", "warning") if found[f"{kind}s"]]
+    result = ", ".join(counts) or "ok"
     if server.host.failure:
         return (server.host.name, result, *("?",) * (len(_HEADER) - 2))
     facts = server.host.facts
@@ -273,6 +274,10 @@ def _row(server: Server, found: Record) -> tuple[str, ...]:
         ", ".join(str(one["name"]) for one in records(facts.get("pools")) if one.get("name")) or "none",
         ", ".join(name for name, there in record(facts.get("packages")).items() if not there) or "none",
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

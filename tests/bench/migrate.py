@@ -14,16 +14,17 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from tests.lab.driver import PROJECT, Lab, other, play, wait_until
-from tests.lab.load import LEDGER, MIB, PROGRAM, PYTHON
+from tests.lab.driver import PROJECT, Lab, other, play
+from tests.lab.load import MIB, start, stop
 
 OURS, PEER = "tenant1", "peer"
 SIZES = (64 * MIB, 256 * MIB)
-BLOCKS = 1024
+FIGURES = PROJECT / "build" / "bench" / "migrate.json"
 Figures = dict[str, float]
 
 
@@ -69,20 +70,11 @@ def remove_peer(lab: Lab) -> None:
 def measured(lab: Lab, vm: str, directory: str, move: Any) -> Figures:
     """Load ``vm``, move it, end the load: what the guest saw, and what ``move`` tells."""
     place = lab.place(vm)
-    disks = [f"--vdisk={vm}:{number},{4 * MIB},{BLOCKS}" for number in range(len(SIZES))]
-    lab.guest(place, vm, "/usr/bin/busybox", "rm", "-f", f"{LEDGER}.filled")
-    options = ["run", "--ledger", LEDGER, "--directory", directory, *disks]
-    pid = lab.guest_start(place, vm, *PYTHON, *options, stdin=PROGRAM.read_text())
-    filled = ("/usr/bin/busybox", "test", "-e", f"{LEDGER}.filled")
-    wait_until("load that has written each block", lambda: lab.guest(place, vm, *filled)[0] == 0, 300, 2)
+    pid = start(lab, vm, (f"{vm}:{number}" for number in range(len(SIZES))), directory)
     began = time.monotonic()
     told = move(lab, place)
     total = time.monotonic() - began
-    place = lab.place(vm)
-    lab.guest(place, vm, "/usr/bin/busybox", "kill", "-TERM", str(pid))
-    code, said = lab.guest_end(place, vm, pid)
-    assert code == 0, f"the load in {vm}: {said[-2000:]}"
-    seen = json.loads(said)
+    seen = stop(lab, vm, pid)
     return {"worst_request": seen["worst_latency"], "longest_gap": seen["longest_gap"], "total": total, **told}
 
 
@@ -126,9 +118,17 @@ def main() -> int:
             results[OURS].append(measured(lab, OURS, "/dev/disk/by-address", move_ours))
             results[PEER].append(measured(lab, PEER, "/tmp/disks", move_peer))
             print(f"round {number + 1} of {rounds}: {results[OURS][-1]} | {results[PEER][-1]}", flush=True)
+            FIGURES.parent.mkdir(parents=True, exist_ok=True)
+            FIGURES.write_text(json.dumps(results, indent=1) + "\n")
     finally:
         remove_peer(lab)
-    lines = [f"{'median of ' + str(rounds):24} {'vportd':>10} {'peer':>10} {'ratio':>7}"]
+    print("\n".join(table(results)))
+    return 0
+
+
+def table(results: Mapping[str, Sequence[Figures]]) -> list[str]:
+    """A line a figure: the medians of both, and the median of the rounds' ratios."""
+    lines = [f"{'median of ' + str(len(results[PEER])):24} {'vportd':>10} {'peer':>10} {'ratio':>7}"]
     for key in ("worst_request", "longest_gap", "pause", "live", "total", "switch"):
         ours, peer = ([one[key] for one in results[side] if key in one] for side in (OURS, PEER))
         text = f"{key.replace('_', ' ') + ' (s)':24} {statistics.median(ours):10.3f}"
@@ -136,11 +136,7 @@ def main() -> int:
             ratio = statistics.median(one / two for one, two in zip(ours, peer, strict=True) if two)
             text += f" {statistics.median(peer):10.3f} {ratio:7.2f}"
         lines.append(text)
-    print("\n".join(lines))
-    directory = PROJECT / "build" / "bench"
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "migrate.json").write_text(json.dumps(results, indent=1) + "\n")
-    return 0
+    return lines
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ if pid is None:
 status = {}
 while wish["wait"] and not (status := agent("guest-exec-status", pid=pid))["exited"]:
     time.sleep(0.1)
-print(json.dumps([pid, status.get("exitcode"), base64.b64decode(status.get("out-data", "")).decode()]))
+said = "".join(base64.b64decode(status.get(kind + "-data", "")).decode() for kind in ("out", "err"))
+print(json.dumps([pid, status.get("exitcode"), said]))
 """
 
 

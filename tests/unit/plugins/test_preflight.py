@@ -860,10 +860,13 @@ def test_every_check_of_a_server_has_a_case() -> None:
 
 def test_the_table_has_a_line_a_server_with_aligned_columns() -> None:
     gone = {"unreachable": True, "msg": "No route to host"}
-    header, first, second = server_preflight({"hv1": server(1), "hv2": gone})["table"]
+    bare = server(3)
+    SERVER_WARNINGS[0][1](bare)
+    header, first, second, third = server_preflight({"hv1": server(1), "hv2": gone, "hv3": bare})["table"]
     assert header.split()[:2] == ["server", "result"]
     assert first.split()[:6] == ["hv1", "ok", PF, "2/4", "2", "yes"]
-    assert second.split()[:4] == ["hv2", "1", "problems", "?"]
+    assert second.split()[:4] == ["hv2", "1", "problem", "?"]
+    assert third.split()[:3] == ["hv3", "1", "warning"]
     assert header.index("VFs") == first.index("2/4")
 
 

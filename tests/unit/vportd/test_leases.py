@@ -163,6 +163,33 @@ def test_the_claims_of_a_mapping_settle_together(hosts):
     assert time.monotonic() - began < 4 * QUICK.settle_unused + 0.5
 
 
+def test_while_a_lease_settles_other_vports_get_theirs_and_what_is_to_be_mapped_is_taken(hosts):
+    """Six vports that ask at once take the time of one. Until then nobody else gets their bytes, or deletes them."""
+    names = [f"vp{n}" for n in range(6)]
+    luns = [{"lun": 0, "vdisk": f"v{n}", "extents": [[0, n * MIB, MIB]], "lease": LEASE + n * 4096} for n in range(6)]
+    slow = Timing(16.0, 0.2)
+    hv1 = hosts("hv1", timing=slow)
+    rpcs = [hv1.rpc() for __ in names]
+    for name in (*names, "late"):
+        rpcs[0].vport_create(vport=name)
+    began = time.monotonic()
+    for rpc, name, lun in zip(rpcs, names, luns, strict=True):
+        rpc.begin("mapping_set", vport=name, luns=[lun])
+    late, deleting = hv1.rpc(), hv1.rpc()
+    wait_for(lambda: record(hv1, LEASE).state == CLAIM)
+    deleting.begin("vport_delete", vport="vp0")
+    with pytest.raises(Refusal) as refusal:
+        late.mapping_set(vport="late", luns=[{"lun": 0, "vdisk": "thief", "extents": [[0, 0, MIB]]}])
+    assert "of vport vp0" in refusal.value.message
+    assert late.mapping_get(vport="vp0")["generation"] == 0
+    for rpc in rpcs:
+        assert rpc.end()["generation"] == 1
+    assert time.monotonic() - began < 2 * slow.settle_unused
+    deleting.end()
+    assert record(hv1, LEASE).state == FREE
+    assert late.mapping_set(vport="late", luns=[{"lun": 0, "vdisk": "heir", "extents": [[0, 0, MIB]]}])["changed"]
+
+
 def test_a_read_only_lun_needs_no_lease(hosts):
     shared = [{**LUNS[0], "readonly": True}]
     hv1, hv2 = hosts("hv1"), hosts("hv2")

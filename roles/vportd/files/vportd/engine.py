@@ -2,7 +2,9 @@
 """Engine: all vports of all adapters of one hypervisor, and the verbs that are about more than one of them."""
 
 import asyncio
+import contextlib
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ class Engine:
         self.vports: dict[str, Vport] = {}
         self.refused: dict[str, str] = {}  # vports whose state file cannot be used, and why
         self._lock = asyncio.Lock()
+        self._coming: dict[str, tuple[Lun, ...]] = {}  # mappings that were checked and are not in force yet
 
     # Start and end
 
@@ -215,26 +218,42 @@ class Engine:
 
     async def mapping_set(self, vport: str, luns: list[Any], expected_generation: int | None = None) -> dict[str, Any]:
         """Replace the mapping of a vport, if it is of the generation expected."""
-        async with self._lock:
-            found = self._find(vport)
-            self._check_generation(found, expected_generation)
-            try:
-                device = found.adapter.device(found.adapter.pf)
-            except StorageError as problem:
-                raise RpcError("STORAGE", str(problem)) from problem
-            others: list[tuple[str, tuple[Lun, ...]]] = []
-            for other in self.vports.values():
-                if other is not found and self._same_storage(found, other):
-                    others.append((other.name, other.luns))
-            # a million extents take a second, in which leases are to be renewed and front ends answered
-            new, name = await asyncio.to_thread(_checked, vport, luns, device, others)
-            changed = not found.generation or name != found.digest
-            if changed:
-                found.refuse_mapping(new)
-                await found.set_mapping(new, name, MAPPING_TIMEOUT)
+        async with self._remapping(vport) as found:
+            async with self._lock:
+                self._check_generation(found, expected_generation)
+                try:
+                    device = found.adapter.device(found.adapter.pf)
+                except StorageError as problem:
+                    raise RpcError("STORAGE", str(problem)) from problem
+                # a million extents take a second, in which leases are to be renewed and front ends answered
+                new, name = await asyncio.to_thread(_checked, vport, luns, device, self._others(found))
+                changed = not found.generation or name != found.digest
+                if changed:
+                    found.refuse_mapping(new)
+                    self._coming[vport] = new
+            if changed:  # new leases take more than a second to settle: other vports do not wait for that
+                try:
+                    await found.set_mapping(new, name, MAPPING_TIMEOUT)
+                finally:
+                    del self._coming[vport]
             if sum(len(one.extents) for one in new) > extent_file.MANY:
                 give_back()
             return {"generation": found.generation, "digest": found.digest, "changed": changed}
+
+    @contextlib.asynccontextmanager
+    async def _remapping(self, name: str) -> AsyncIterator[Vport]:
+        """The vport ``name``, whose mapping nobody else changes meanwhile. Before the engine's lock, never in it."""
+        found = self._find(name)
+        async with found.remapping:
+            if self._find(name) is not found:
+                raise RpcError("BAD_STATE", f"vport {name} was deleted and created anew meanwhile: try again")
+            yield found
+
+    def _others(self, vport: Vport) -> list[tuple[str, tuple[Lun, ...]]]:
+        """The mappings of the same storage that one of ``vport`` must leave alone: those in force and those to come."""
+        found = [other for other in self.vports.values() if other is not vport and self._same_storage(vport, other)]
+        coming = [(other.name, self._coming[other.name]) for other in found if other.name in self._coming]
+        return [(other.name, other.luns) for other in found] + coming
 
     @staticmethod
     def _same_storage(one: Vport, other: Vport) -> bool:
@@ -253,8 +272,7 @@ class Engine:
 
     async def mapping_delete(self, vport: str, expected_generation: int | None = None) -> dict[str, Any]:
         """Remove the mapping of a vport that nobody uses."""
-        async with self._lock:
-            found = self._find(vport)
+        async with self._remapping(vport) as found, self._lock:
             if not found.luns:
                 return {}
             self._check_generation(found, expected_generation)
@@ -362,28 +380,31 @@ class Engine:
 
     async def vport_delete(self, vport: str, force: bool = False) -> dict[str, Any]:
         """Delete a vport, with its mapping; one that is gone already is fine."""
-        async with self._lock:
-            found = self.vports.get(vport)
-            if found is None:
-                if vport in self.refused:
-                    if not force:
-                        self._find(vport)
-                    path = self.around.state_dir / "vports" / f"{vport}.json"
-                    state_file.remove(path)
-                    extent_file.forget(path.parent, vport, ())
-                    del self.refused[vport]
-                return {}
-            if not force:
-                self._refuse_use(found, f"vport {vport}")
-            del self.vports[vport]
-            await found.close(forget=True)  # the leases before the state: a kill between leaves both to be found again
-            try:
-                state_file.remove(found.state_path)
-                extent_file.forget(found.state_path.parent, vport, ())
-            except OSError as problem:
-                raise RpcError("STORAGE", f"the state of vport {vport} cannot be removed: {problem}") from problem
-            journal.info(f"vport {vport}: deleted{' by force' if force else ''}")
+        found = self.vports.get(vport)
+        async with found.remapping if found else contextlib.nullcontext(), self._lock:
+            if found is not None:
+                if self.vports.get(vport) is found:
+                    await self._delete(found, force)
+            elif vport in self.refused:
+                if not force:
+                    self._find(vport)
+                path = self.around.state_dir / "vports" / f"{vport}.json"
+                state_file.remove(path)
+                extent_file.forget(path.parent, vport, ())
+                del self.refused[vport]
             return {}
+
+    async def _delete(self, vport: Vport, force: bool) -> None:
+        if not force:
+            self._refuse_use(vport, f"vport {vport.name}")
+        del self.vports[vport.name]
+        await vport.close(forget=True)  # the leases before the state: a kill between leaves both to be found again
+        try:
+            state_file.remove(vport.state_path)
+            extent_file.forget(vport.state_path.parent, vport.name, ())
+        except OSError as problem:
+            raise RpcError("STORAGE", f"the state of vport {vport.name} cannot be removed: {problem}") from problem
+        journal.info(f"vport {vport.name}: deleted{' by force' if force else ''}")
 
 
 def _checked(

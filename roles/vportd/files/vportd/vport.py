@@ -3,6 +3,7 @@
 how that changes (``vport_hand_over``), what front ends ask of it (``vport_rings``).
 """
 
+import asyncio
 import contextlib
 import os
 from typing import Any
@@ -26,6 +27,7 @@ class Vport(VportReturn):
 
     def __init__(self, name: str, adapter: Adapter, around: Surroundings, incoming: bool = False) -> None:
         super().__init__(name, adapter, around, incoming)
+        self.remapping = asyncio.Lock()  # whoever replaces the mapping or deletes the vport; ``lock`` is held less long
         self._suspended_by_user = False
 
     async def open(self, path: str = "pf") -> None:
