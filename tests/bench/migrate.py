@@ -23,6 +23,7 @@ from tests.lab.driver import PROJECT, Lab, other, play
 from tests.lab.load import MIB, start, stop
 
 OURS, PEER = "tenant1", "peer"
+PEERS_DISKS = ("--directory", "/tmp/disks", "--serial", "vhost_user_blk")
 SIZES = (64 * MIB, 256 * MIB)
 FIGURES = PROJECT / "build" / "bench" / "migrate.json"
 Figures = dict[str, float]
@@ -67,10 +68,10 @@ def remove_peer(lab: Lab) -> None:
         lab.host(name).run("systemctl stop peer-0.service peer-1.service")
 
 
-def measured(lab: Lab, vm: str, directory: str, move: Any) -> Figures:
+def measured(lab: Lab, vm: str, move: Any, *where: str) -> Figures:
     """Load ``vm``, move it, end the load: what the guest saw, and what ``move`` tells."""
     place = lab.place(vm)
-    pid = start(lab, vm, (f"{vm}:{number}" for number in range(len(SIZES))), directory)
+    pid = start(lab, vm, (f"{vm}:{number}" for number in range(len(SIZES))), *where)
     began = time.monotonic()
     told = move(lab, place)
     total = time.monotonic() - began
@@ -115,9 +116,9 @@ def main() -> int:
         links = "mkdir -p /tmp/disks && ln -sf /dev/vda /tmp/disks/peer:0 && ln -sf /dev/vdb /tmp/disks/peer:1"
         lab.guest("hv1", PEER, "/usr/bin/busybox", "sh", "-c", links)
         for number in range(rounds):
-            results[OURS].append(measured(lab, OURS, "/dev/disk/by-address", move_ours))
-            results[PEER].append(measured(lab, PEER, "/tmp/disks", move_peer))
-            print(f"round {number + 1} of {rounds}: {results[OURS][-1]} | {results[PEER][-1]}", flush=True)
+            for vm, move, where in ((OURS, move_ours, ()), (PEER, move_peer, PEERS_DISKS)):
+                results[vm].append(measured(lab, vm, move, *where))
+                print(f"round {number + 1} of {rounds}: {vm}: {results[vm][-1]}", flush=True)
             FIGURES.parent.mkdir(parents=True, exist_ok=True)
             FIGURES.write_text(json.dumps(results, indent=1) + "\n")
     finally:

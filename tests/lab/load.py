@@ -44,12 +44,14 @@ class Load:
         return numbers
 
 
-def start(lab: Lab, vm: str, addresses: Iterable[str], directory: str = "/dev/disk/by-address") -> int:
-    """Start a load on ``addresses`` in ``vm``, and wait until it has written each block; its process number there."""
+def start(lab: Lab, vm: str, addresses: Iterable[str], *where: str) -> int:
+    """Start a load on ``addresses`` in ``vm``, and wait until it has written each block; its process number there.
+    ``where``: options of the program for disks that are not vports'.
+    """
     place = lab.place(vm)
     areas = [f"--vdisk={address},{4 * MIB},{BLOCKS}" for address in addresses]
     lab.guest(place, vm, "/usr/bin/busybox", "rm", "-f", f"{LEDGER}.filled")
-    options = ["--directory", directory, "run", "--ledger", LEDGER, *areas]
+    options = [*where, "run", "--ledger", LEDGER, *areas]
     pid = lab.guest_start(place, vm, *PYTHON, *options, stdin=PROGRAM.read_text())
     filled = f"test -e {LEDGER}.filled"
     done = ("/usr/bin/busybox", "sh", "-c", f"{filled} || ! kill -0 {pid}")

@@ -216,7 +216,7 @@ class Tally:
 class Disk:
     """One vdisk, opened past the page cache, with what it has to hold."""
 
-    def __init__(self, directory: str, area: Area, buffered: bool) -> None:
+    def __init__(self, directory: str, area: Area, buffered: bool, named: str | None = None) -> None:
         self.area = area
         path = os.path.join(directory, area.address)
         self.fd = os.open(path, os.O_RDWR | (0 if buffered else os.O_DIRECT))
@@ -225,8 +225,8 @@ class Disk:
             device = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
             with open(f"/sys/dev/block/{device}/serial", encoding="ascii") as file:
                 serial = file.read().strip()
-            if serial != area.address:
-                raise OSError(f"{path} has the serial {serial}, so it is not vdisk {area.address}")
+            if serial != (named or area.address):
+                raise OSError(f"{path} has the serial {serial}, so it is not vdisk {named or area.address}")
         if os.lseek(self.fd, 0, os.SEEK_END) < area.offset(area.blocks):
             raise OSError(f"{path} ends before block {area.blocks} of the area that begins at {area.start}")
         self.busy = bytearray(area.blocks)
@@ -400,7 +400,7 @@ def _run(options: argparse.Namespace) -> int:
                 f"--vdisk {text}: give each address once, a start that is a multiple of {BLOCK}, and blocks"
             )
         areas.append(area)
-    disks = [Disk(options.directory, area, options.buffered) for area in areas]
+    disks = [Disk(options.directory, area, options.buffered, options.serial) for area in areas]
     filled = f"{options.ledger}.filled"
     for path in (options.ledger, filled):
         if os.path.exists(path):
@@ -435,7 +435,7 @@ def _check(options: argparse.Namespace) -> int:
     tally, errors, checked = Tally(), [], 0
     for area in areas_of(ledger):
         try:
-            for defect in whole(Disk(options.directory, area, options.buffered)):
+            for defect in whole(Disk(options.directory, area, options.buffered, options.serial)):
                 tally.add(defect)
         except OSError as exc:
             errors.append(f"{area.address}: {exc.strerror or exc}")
@@ -456,6 +456,7 @@ def _save(path: str, ledger: dict[str, Any]) -> None:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="guest.py", description="A load that notes each of its writes")
     parser.add_argument("--directory", default="/dev/disk/by-address", help="where the vdisks are, by address")
+    parser.add_argument("--serial", help="what the serial of every disk is, if not its address")
     parser.add_argument("--buffered", action="store_true", help="through the page cache, for tests on files")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="write and read until SIGTERM")
