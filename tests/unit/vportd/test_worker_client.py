@@ -2,6 +2,7 @@
 """The engine's end of a worker."""
 
 import asyncio
+import gc
 import os
 
 import pytest
@@ -21,6 +22,7 @@ def test_trying_a_worker_again_whose_channel_is_closed_does_not_stop_the_engine(
         lock = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
         client = WorkerClient("worker", lock, lambda message: None, lambda: None)
         os.close(lock)
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
         client.kill()
         monkeypatch.setattr(channel, "send", closed)
         tries = 0
@@ -30,5 +32,8 @@ def test_trying_a_worker_again_whose_channel_is_closed_does_not_stop_the_engine(
             with pytest.raises(WorkerDied):
                 await client.call("suspend")
         await client.gone
+        gc.collect()
 
+    complaints = []
     asyncio.run(asyncio.wait_for(try_until_its_end_is_noticed(), 20))
+    assert not complaints

@@ -104,6 +104,7 @@ class WorkerClient:
                 if do == "suspend" and self.hurry is not None:
                     self.hurry[0] = 1
             except ChannelClosed as problem:
+                future.cancel()  # nobody waits for it: its exception would never be retrieved
                 # Its end is noticed by the event loop. Whoever tries again at once must not keep that from its turn.
                 await asyncio.wait([self.ended], timeout=0.1)
                 raise WorkerDied(f"{self.who} has closed its control channel") from problem
