@@ -53,7 +53,8 @@ if pid is None:
 status = {}
 while wish["wait"] and not (status := agent("guest-exec-status", pid=pid))["exited"]:
     time.sleep(0.1)
-said = "".join(base64.b64decode(status.get(kind + "-data", "")).decode() for kind in ("out", "err"))
+kinds = ("out-data", "err-data") if status.get("exitcode") else ("out-data",)  # what one that fails complains of
+said = "".join(base64.b64decode(status.get(kind, "")).decode() for kind in kinds)
 print(json.dumps([pid, status.get("exitcode"), said]))
 """
 
