@@ -4,6 +4,7 @@
 import asyncio
 import gc
 import os
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,6 @@ def test_trying_a_worker_again_whose_channel_is_closed_does_not_stop_the_engine(
         await client.gone
         gc.collect()
 
-    complaints = []
+    complaints: list[dict[str, Any]] = []
     asyncio.run(asyncio.wait_for(try_until_its_end_is_noticed(), 20))
     assert not complaints
