@@ -44,14 +44,15 @@ class Load:
         return numbers
 
 
-def start(lab: Lab, vm: str, addresses: Iterable[str], *where: str) -> int:
+def start(lab: Lab, vm: str, addresses: Iterable[str], *where: str, pause: float = 0.0) -> int:
     """Start a load on ``addresses`` in ``vm``, and wait until it has written each block; its process number there.
-    ``where``: options of the program for disks that are not vports'.
+    ``where``: options of the program for disks that are not vports'. ``pause``: seconds between the requests of each of
+    its threads; without, they keep the VM's processor busy.
     """
     place = lab.place(vm)
     areas = [f"--vdisk={address},{4 * MIB},{BLOCKS}" for address in addresses]
     lab.guest(place, vm, "/usr/bin/busybox", "rm", "-f", f"{LEDGER}.filled")
-    options = [*where, "run", "--ledger", LEDGER, *areas]
+    options = [*where, "run", "--ledger", LEDGER, f"--pause={pause}", *areas]
     pid = lab.guest_start(place, vm, *PYTHON, *options, stdin=PROGRAM.read_text())
     filled = f"test -e {LEDGER}.filled"
     done = ("/usr/bin/busybox", "sh", "-c", f"{filled} || ! kill -0 {pid}")

@@ -264,6 +264,7 @@ class Load:
         self.requests = {"write": 0, "read": 0}
         self.filling = len(disks) * depth  # threads that still fill their part
         self.worst = self.longest_gap = 0.0
+        self.worst_by_second: dict[int, float] = {}  # second since 1970 in which they ended -> seconds of the slowest
         self._completed_at = 0.0
 
     def run(self) -> list[str]:
@@ -375,6 +376,8 @@ class Load:
             self.requests[kind] += 1
             disk.busy[first : first + count] = bytes(count)
             self.worst = max(self.worst, now - begun)
+            second = int(time.time())
+            self.worst_by_second[second] = max(self.worst_by_second.get(second, 0.0), now - begun)
             self.longest_gap = max(self.longest_gap, now - self._completed_at)
             self._completed_at = now
 
@@ -419,6 +422,7 @@ def _run(options: argparse.Namespace) -> int:
         "reads": load.requests["read"],
         "worst_latency": round(load.worst, 6),
         "longest_gap": round(load.longest_gap, 6),
+        "worst_by_second": [[second, round(took, 6)] for second, took in load.worst_by_second.items()],
         "stuck": stuck,
         "errors": load.error_count,
         "first_errors": load.errors,

@@ -15,6 +15,8 @@ from vportd.errors import ProtocolError
 from vportd.inflight import queue_region_size
 from vportd.virtio_spec import VIRTQ_MAX_SIZE
 
+Positions = dict[tuple[int, int], tuple[int, int]]  # LUN, queue -> next available index, used index
+
 
 @dataclass(slots=True, eq=False)
 class Ring:

@@ -87,7 +87,7 @@ class Vport(VportReturn):
     async def suspend(self, timeout: float) -> dict[str, Any]:
         """Suspend and drain."""
         async with self._locked(timeout):
-            outstanding, seconds = await self._freeze(timeout)
+            outstanding, seconds, __ = await self._freeze(timeout)
             self._suspended_by_user = True
             self.note("suspended", outstanding=outstanding, drain_seconds=seconds)
             return {"state": self.state, "outstanding": outstanding, "drain_seconds": seconds}

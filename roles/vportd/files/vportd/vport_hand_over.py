@@ -3,12 +3,12 @@
 other.
 """
 
-import asyncio
 import contextlib
 import time
 from typing import Any
 
 from vportd.errors import RpcError, WorkerDied, WorkerRefused
+from vportd.front_end_state import Positions
 from vportd.vport_workers import ANSWER_TIMEOUT, VportWorkers
 from vportd.worker_client import WorkerClient
 
@@ -16,16 +16,16 @@ from vportd.worker_client import WorkerClient
 class VportHandOver(VportWorkers):
     """A vport whose rings can be stopped, moved to the other path, and started."""
 
-    async def _freeze(self, timeout: float | None) -> tuple[int, float]:
-        """Suspend and drain the active worker; state becomes FROZEN. Returns requests outstanding at first, and
-        seconds.
+    async def _freeze(self, timeout: float | None) -> tuple[int, float, Positions | None]:
+        """Suspend and drain the active worker; state becomes FROZEN. Returns requests outstanding at first, seconds,
+        and the positions of the rings (None: nothing was drained now).
 
         Raises RpcError TIMEOUT after going back to what was before.
         """
         began = time.monotonic()
         outstanding = self.outstanding()
         if self.state == "FROZEN":
-            return 0, 0.0
+            return 0, 0.0, None
         self.state = "QUIESCED"
         while True:
             try:
@@ -35,7 +35,7 @@ class VportHandOver(VportWorkers):
                 raise
             if self.leases.lost is not None:  # what was taken may not be done, so there is nothing to wait for
                 self.state = "FROZEN"
-                return outstanding, time.monotonic() - began
+                return outstanding, time.monotonic() - began, None
             left = None if timeout is None else max(0.001, timeout - (time.monotonic() - began))
             try:
                 answer = await client.call("suspend", timeout=left)
@@ -53,7 +53,9 @@ class VportHandOver(VportWorkers):
                     f"on, on the {self.path} path",
                     outstanding=listed,
                 ) from problem
+        positions: Positions = {}
         for lun, index, last_avail, used, broken in answer["queues"]:
+            positions[lun, index] = last_avail, used
             port = self.ports.get(lun)
             if port is None or port.front is None:
                 continue
@@ -68,7 +70,7 @@ class VportHandOver(VportWorkers):
             if broken is not None:
                 ring.base = None
         self.state = "FROZEN"
-        return outstanding, time.monotonic() - began
+        return outstanding, time.monotonic() - began, positions
 
     async def _roll_back(self, client: WorkerClient) -> list[dict[str, Any]]:
         """Back to RUNNING after a drain that did not end (a fence stays). Returns what was outstanding."""
@@ -110,7 +112,7 @@ class VportHandOver(VportWorkers):
             return None
         return client
 
-    async def _move(self, path: str, prepared: WorkerClient | None = None) -> float:
+    async def _move(self, path: str) -> float:
         """Carry the rings of a FROZEN vport to the worker of ``path``, still suspended. Returns the seconds.
 
         When the new worker fails, the old one still has everything, and RpcError is raised.
@@ -121,23 +123,47 @@ class VportHandOver(VportWorkers):
             if not self._alive(path):
                 await self._spawn(path)
             new = self._workers[path]
-            if path == "pf" and new is not prepared:
+            if path == "pf":
                 for port in self.connected():
                     await self._push_log(new, port)
-            if new is prepared:  # all at once: the guest waits
-                placed = [self._place_rings(new, port, rings) for port, rings in self._running()]
-                for problem in await asyncio.gather(*placed, return_exceptions=True):
-                    if problem is not None:
-                        raise problem
-            else:
-                for port, rings in self._running():
-                    await self._start_rings(new, port, rings)
+            for port, rings in self._running():
+                await self._start_rings(new, port, rings)
         except (WorkerDied, WorkerRefused, TimeoutError) as problem:
             if self._alive(path):
                 self._workers[path].kill()
-            raise RpcError("STORAGE", f"vport {self.name} stays on the {self.path} path: {problem}") from problem
+            raise self._stays(problem) from problem
         self.path = self._target = path
         return time.monotonic() - began
+
+    async def _go_on(self, path: str, prepared: WorkerClient) -> tuple[float, Positions | None]:
+        """Have the worker of ``path`` place the rings of a FROZEN vport and take requests, in one go: the guest waits.
+        Returns when the rings were in place, by time.monotonic(), and their positions then (None: not known).
+
+        When it refuses, the old one still has everything, and RpcError is raised. One that ends in it may have taken
+        requests: the PF path takes over, from the in-flight regions.
+        """
+        running = self._running()
+        places = [[port.lun.lun, [[ring.index, ring.base] for ring in rings]] for port, rings in running]
+        before, self.path, self.state = self.path, path, "RUNNING"
+        try:
+            answer = await prepared.call("place", timeout=ANSWER_TIMEOUT, luns=places)
+        except WorkerRefused as problem:
+            self.path, self.state = before, "FROZEN"
+            prepared.kill()
+            raise self._stays(problem) from problem
+        except (WorkerDied, TimeoutError):
+            prepared.kill()
+            await prepared.ended
+            await self._active()
+            return time.monotonic(), None
+        positions: Positions = {}
+        for (port, __), told in zip(running, answer["luns"], strict=True):
+            self._started(port, told)
+            positions |= {(port.lun.lun, index): (avail, used) for index, avail, used, __ in told["queues"]}
+        return answer["placed"], positions
+
+    def _stays(self, problem: Exception) -> RpcError:
+        return RpcError("STORAGE", f"vport {self.name} stays on the {self.path} path: {problem}")
 
     async def _let_go(self) -> None:
         """Have the worker that does not take requests forget its rings, once the other one serves them."""
@@ -190,22 +216,29 @@ class VportHandOver(VportWorkers):
         prepared = await self._prepare(path) if path != self.path else None
         began = time.monotonic()
         try:
-            report["outstanding"], report["drain_seconds"] = await self._freeze(timeout)
-            report["state_before"] = self.queue_state()
-            if self.path != path:
-                report["transfer_seconds"] = await self._move(path, prepared)
-            report["state_after"] = self.queue_state()
+            report["outstanding"], report["drain_seconds"], frozen = await self._freeze(timeout)
+            drained = time.monotonic()
+            if prepared is not None:
+                placed, positions = await self._go_on(path, prepared)
+                if self.path != path:
+                    raise RpcError("STORAGE", f"vport {self.name} runs on, on the {self.path} path: {self.degraded}")
+            else:
+                if self.path != path:
+                    await self._move(path)
+                placed, positions = time.monotonic(), frozen
+                await self._thaw()
         except RpcError:
             self._target = self.path
             if self.state == "FROZEN":
                 await self._thaw()
             await self._let_go()
             raise
-        resuming = time.monotonic()
-        await self._thaw()
         now = time.monotonic()
+        report["state_before"], report["state_after"] = self.queue_state(frozen), self.queue_state(positions)
         await self._let_go()
-        report.update(changed=True, resume_seconds=now - resuming, blackout_seconds=now - began)
+        report.update(
+            changed=True, transfer_seconds=placed - drained, resume_seconds=now - placed, blackout_seconds=now - began
+        )
         if path == self.path:
             self.degraded = None
         self.save()

@@ -12,7 +12,7 @@ from vportd.blk_config import QUEUES
 from vportd.blk_queue import BUCKETS, HELD, LAST_AVAIL, OUTSTANDING, USED, WORST
 from vportd.counters import PATHS, Counters
 from vportd.errors import RpcError
-from vportd.front_end_state import Ring
+from vportd.front_end_state import Positions, Ring
 from vportd.lease_disk import LeaseDisk
 from vportd.lun_port import LunPort
 from vportd.mapping import Lun, digest, sha256
@@ -285,8 +285,9 @@ class VportRecord:
             "history": list(self.history),
         }
 
-    def queue_state(self) -> dict[str, Any]:
-        """Return the queue state record: where in each ring the next request lies."""
+    def queue_state(self, positions: Positions | None = None) -> dict[str, Any]:
+        """Return the queue state record: where in each ring the next request lies, or lay at ``positions``."""
+        told = positions or {}
         luns = []
         for port in self.connected():
             front = port.front
@@ -295,6 +296,8 @@ class VportRecord:
             for ring in front.rings:
                 if ring.running:
                     record = self._queue_record(port.lun.lun, ring)
+                    now = record["last_avail"], record["used"]
+                    last_avail, used = told.get((port.lun.lun, ring.index), now)
                     addresses = {"desc": ring.desc, "avail": ring.avail, "used_ring": ring.used}
                     for name, user in addresses.items():
                         for gpa, size, start, __ in front.memory:
@@ -305,8 +308,8 @@ class VportRecord:
                             "index": ring.index,
                             "size": ring.size,
                             **addresses,
-                            "last_avail": record["last_avail"],
-                            "used": record["used"],
+                            "last_avail": last_avail,
+                            "used": used,
                             "inflight": [],
                         }
                     )

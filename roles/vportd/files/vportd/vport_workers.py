@@ -155,7 +155,7 @@ class VportWorkers(VportRecord):
         await client.call("log", fds, ANSWER_TIMEOUT, lun=port.lun.lun, size=size, offset=offset, used=used)
 
     async def _start_rings(self, client: WorkerClient, port: LunPort, rings: list[Ring], prepare: bool = False) -> None:
-        """Give rings of one LUN to a worker; to ``prepare`` is to leave out their positions, for ``_place_rings``. A
+        """Give rings of one LUN to a worker; to ``prepare`` is to leave out their positions, which ``place`` tells. A
         ring that its driver has broken stays without a worker.
         """
         front = port.front
@@ -184,11 +184,6 @@ class VportWorkers(VportRecord):
         )
         if not prepare:
             self._started(port, answer)
-
-    async def _place_rings(self, client: WorkerClient, port: LunPort, rings: list[Ring]) -> None:
-        """Tell a worker the positions of rings that it is prepared for."""
-        places = [[ring.index, ring.base] for ring in rings]
-        self._started(port, await client.call("place", timeout=ANSWER_TIMEOUT, lun=port.lun.lun, queues=places))
 
     def _started(self, port: LunPort, answer: dict[str, Any]) -> None:
         front = port.front

@@ -4,6 +4,7 @@
 import mmap
 import os
 import select
+import time
 
 from vportd import journal
 from vportd.blk_config import QUEUES
@@ -165,26 +166,35 @@ class WorkerQueues:
         return {"queues": positions, "broken": broken}
 
     def do_place(self, message: "Message", fds: list[int]) -> "Message":
-        """Start queues of one LUN that were prepared, while this worker is suspended. Answers as ``do_start`` does."""
-        device = self.devices[message["lun"]]
-        positions = []
-        broken = []
-        for index, base in message["queues"]:
-            queue = device.queues.get(index)
-            if queue not in self.prepared:
-                raise VportdError(f"LUN {device.lun} queue {index} is not prepared")
-            self.prepared.discard(queue)
-            try:
-                queue.again = queue.ring.start(base)
-            except VportdError as problem:
-                self.remove(queue)
-                broken.append([index, str(problem)])
-                journal.warning(f"LUN {device.lun} queue {index} does not start: {problem}")
-                continue
-            queue.publish()
-            positions.append([index, queue.ring.last_avail, queue.ring.used, len(queue.again)])
-        self._mark_used_rings(device)
-        return {"queues": positions, "broken": broken}
+        """Start the queues that were prepared, at these positions, and resume. Answers as ``do_start`` for each LUN,
+        and when the queues were in place, by CLOCK_MONOTONIC. Refused as a whole, before anything is taken.
+        """
+        wanted = {(lun, index) for lun, places in message["luns"] for index, __ in places}
+        missing = wanted - {(queue.device.lun, queue.index) for queue in self.prepared}
+        if missing:
+            raise VportdError("LUN {} queue {} is not prepared".format(*min(missing)))
+        luns = []
+        for lun, places in message["luns"]:
+            device = self.devices[lun]
+            positions = []
+            broken = []
+            for index, base in places:
+                queue = device.queues[index]
+                self.prepared.discard(queue)
+                try:
+                    queue.again = queue.ring.start(base)
+                except VportdError as problem:
+                    self.remove(queue)
+                    broken.append([index, str(problem)])
+                    journal.warning(f"LUN {lun} queue {index} does not start: {problem}")
+                    continue
+                queue.publish()
+                positions.append([index, queue.ring.last_avail, queue.ring.used, len(queue.again)])
+            self._mark_used_rings(device)
+            luns.append({"queues": positions, "broken": broken})
+        placed = time.monotonic()
+        self.do_resume(message, fds)
+        return {"luns": luns, "placed": placed}
 
     def _wake(self, queue: Queue) -> None:
         queue.held = False
