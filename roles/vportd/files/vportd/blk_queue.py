@@ -90,7 +90,7 @@ class Queue:
         if self.call_fd >= 0:
             try:
                 os.write(self.call_fd, _SIGNAL)
-            except BlockingIOError:  # the counter is full: the driver has more than enough to see
+            except OSError:  # the counter is full, and the driver has enough to see; or it is no eventfd at all
                 return
 
     def unfinished(self) -> bool:

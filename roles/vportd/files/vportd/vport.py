@@ -211,9 +211,8 @@ class Vport(VportReturn):
             self._fence_falls()
             self.save()
             self.note("fenced", when="now")
-        if self.state != "FROZEN":
-            async with self._locked(10):
-                await self._freeze(10)
+        async with self._locked(10):
+            await self._freeze(10)
         if self.leases.to_pass:
             await self.leases.give_up()
         return self.record()
@@ -326,6 +325,7 @@ class Vport(VportReturn):
                 raise RpcError("BAD_STATE", f"vport {self.name} has no mapping yet: set it before the binding")
             if self.vf not in (None, vf):
                 raise RpcError("IN_USE", f"vport {self.name} is bound to VF {self.vf}: unbind it first", vf=self.vf)
+            await self._active()
             if self.vf is None or not self._alive("vf"):
                 fresh = self.vf is None
                 self.vf = vf

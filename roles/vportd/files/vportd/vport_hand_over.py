@@ -3,13 +3,14 @@
 other.
 """
 
+import asyncio
 import contextlib
 import time
 from typing import Any
 
 from vportd.errors import RpcError, WorkerDied, WorkerRefused
 from vportd.front_end_state import Positions
-from vportd.vport_workers import ANSWER_TIMEOUT, VportWorkers
+from vportd.vport_workers import ANSWER_TIMEOUT, GONE_TIMEOUT, VportWorkers
 from vportd.worker_client import WorkerClient
 
 
@@ -85,15 +86,20 @@ class VportHandOver(VportWorkers):
         return listed
 
     async def _thaw(self) -> None:
-        """Take requests again, on the path that there is."""
-        self.state = "RUNNING"
+        """Take requests again, on the path that there is; a vport that was fenced meanwhile stays FROZEN."""
         while True:
-            client = await self._active()
+            client = None if self.fenced else await self._active()
+            if client is None or self.fenced:
+                self.state = "FROZEN"
+                return
+            self.state = "RUNNING"
             try:
                 await client.call("resume", timeout=ANSWER_TIMEOUT)
                 return
             except WorkerDied:
                 continue
+            except (WorkerRefused, TimeoutError):
+                client.kill()
 
     async def _prepare(self, path: str) -> WorkerClient | None:
         """Give the worker of ``path``, which is suspended, the rings without their positions, while the other one still
@@ -112,12 +118,11 @@ class VportHandOver(VportWorkers):
             return None
         return client
 
-    async def _move(self, path: str) -> float:
-        """Carry the rings of a FROZEN vport to the worker of ``path``, still suspended. Returns the seconds.
+    async def _move(self, path: str) -> None:
+        """Carry the rings of a FROZEN vport to the worker of ``path``, still suspended.
 
         When the new worker fails, the old one still has everything, and RpcError is raised.
         """
-        began = time.monotonic()
         await self._active()
         try:
             if not self._alive(path):
@@ -133,11 +138,11 @@ class VportHandOver(VportWorkers):
                 self._workers[path].kill()
             raise self._stays(problem) from problem
         self.path = self._target = path
-        return time.monotonic() - began
 
-    async def _go_on(self, path: str, prepared: WorkerClient) -> tuple[float, Positions | None]:
+    async def _go_on(self, path: str, prepared: WorkerClient) -> tuple[float, float, Positions | None]:
         """Have the worker of ``path`` place the rings of a FROZEN vport and take requests, in one go: the guest waits.
-        Returns when the rings were in place, by time.monotonic(), and their positions then (None: not known).
+        Returns when the rings were in place and when they were served, by time.monotonic(), and their positions then
+        (None: not known).
 
         When it refuses, the old one still has everything, and RpcError is raised. One that ends in it may have taken
         requests: the PF path takes over, from the in-flight regions.
@@ -149,18 +154,47 @@ class VportHandOver(VportWorkers):
             answer = await prepared.call("place", timeout=ANSWER_TIMEOUT, luns=places)
         except WorkerRefused as problem:
             self.path, self.state = before, "FROZEN"
-            prepared.kill()
+            prepared.fail("refused the rings")
             raise self._stays(problem) from problem
-        except (WorkerDied, TimeoutError):
+        except (WorkerDied, TimeoutError) as problem:
             prepared.kill()
-            await prepared.ended
-            await self._active()
-            return time.monotonic(), None
+            await asyncio.wait([prepared.ended], timeout=GONE_TIMEOUT)
+            if prepared.alive:  # when it has ended the PF path takes over
+                raise RpcError("STORAGE", f"vport {self.name}: {problem}, and it cannot be ended") from problem
+            await self._thaw()
+            return (now := time.monotonic()), now, None
         positions: Positions = {}
         for (port, __), told in zip(running, answer["luns"], strict=True):
             self._started(port, told)
             positions |= {(port.lun.lun, index): (avail, used) for index, avail, used, __ in told["queues"]}
-        return answer["placed"], positions
+        return answer["placed"], answer["resumed"], positions
+
+    async def _change(
+        self, path: str, prepared: WorkerClient | None, frozen: Positions | None
+    ) -> tuple[float, float, Positions | None]:
+        """Have a drained vport go on over ``path``. Returns what ``_go_on`` does."""
+        self._need_no_fence()
+        if path == self.path:  # the other worker has died in the drain, and this one has taken over
+            placed = time.monotonic()
+            await self._thaw()
+            return placed, time.monotonic(), frozen
+        self._target = path
+        self._check_path(path)
+        if prepared is not None and prepared.alive:
+            placed, resumed, positions = await self._go_on(path, prepared)
+        else:
+            await self._move(path)
+            placed, positions = time.monotonic(), frozen
+            await self._thaw()
+            resumed = time.monotonic()
+        self._need_no_fence()
+        if self.path != path:
+            raise RpcError("STORAGE", f"vport {self.name} runs on, on the {self.path} path: {self.degraded}")
+        return placed, resumed, positions
+
+    def _need_no_fence(self) -> None:
+        if self.fenced:
+            raise RpcError("BAD_STATE", f"vport {self.name} is fenced: {self.fence_why or 'unfence it first'}")
 
     def _stays(self, problem: Exception) -> RpcError:
         return RpcError("STORAGE", f"vport {self.name} stays on the {self.path} path: {problem}")
@@ -210,37 +244,36 @@ class VportHandOver(VportWorkers):
                 f"vport {self.name} is {'fenced' if self.fenced else self.state}: resume it, with the path, or "
                 f"unfence it",
             )
-        if not self._alive(path):
-            await self._spawn(path)
+        await self._active()  # when it has died it is taken over from first: its rings are in no other worker yet
+        if path == self.path:
+            if path != report["from"]:
+                report["changed"], self.degraded = True, None
+                self.save()
+            return report
         self._target = path
-        prepared = await self._prepare(path) if path != self.path else None
-        began = time.monotonic()
         try:
+            if not self._alive(path):
+                await self._spawn(path)
+            prepared = await self._prepare(path)
+            began = time.monotonic()
             report["outstanding"], report["drain_seconds"], frozen = await self._freeze(timeout)
             drained = time.monotonic()
-            if prepared is not None:
-                placed, positions = await self._go_on(path, prepared)
-                if self.path != path:
-                    raise RpcError("STORAGE", f"vport {self.name} runs on, on the {self.path} path: {self.degraded}")
-            else:
-                if self.path != path:
-                    await self._move(path)
-                placed, positions = time.monotonic(), frozen
-                await self._thaw()
+            placed, resumed, positions = await self._change(path, prepared, frozen)
         except RpcError:
             self._target = self.path
             if self.state == "FROZEN":
                 await self._thaw()
             await self._let_go()
             raise
-        now = time.monotonic()
         report["state_before"], report["state_after"] = self.queue_state(frozen), self.queue_state(positions)
         await self._let_go()
         report.update(
-            changed=True, transfer_seconds=placed - drained, resume_seconds=now - placed, blackout_seconds=now - began
+            changed=True,
+            transfer_seconds=placed - drained,
+            resume_seconds=resumed - placed,
+            blackout_seconds=resumed - began,
         )
-        if path == self.path:
-            self.degraded = None
+        self.degraded = None
         self.save()
         times = {key: value for key, value in report.items() if key.endswith("seconds")}
         self.note("switched", **{"from": report["from"]}, to=path, outstanding=report["outstanding"], **times)

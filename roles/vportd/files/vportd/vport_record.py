@@ -294,7 +294,7 @@ class VportRecord:
             assert front is not None
             queues = []
             for ring in front.rings:
-                if ring.running:
+                if ring.running or (port.lun.lun, ring.index) in told:
                     record = self._queue_record(port.lun.lun, ring)
                     now = record["last_avail"], record["used"]
                     last_avail, used = told.get((port.lun.lun, ring.index), now)

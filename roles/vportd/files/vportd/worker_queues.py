@@ -167,12 +167,15 @@ class WorkerQueues:
 
     def do_place(self, message: "Message", fds: list[int]) -> "Message":
         """Start the queues that were prepared, at these positions, and resume. Answers as ``do_start`` for each LUN,
-        and when the queues were in place, by CLOCK_MONOTONIC. Refused as a whole, before anything is taken.
+        and when the queues were in place, and served, by CLOCK_MONOTONIC. Refused as a whole, before anything is taken.
         """
         wanted = {(lun, index) for lun, places in message["luns"] for index, __ in places}
         missing = wanted - {(queue.device.lun, queue.index) for queue in self.prepared}
         if missing:
             raise VportdError("LUN {} queue {} is not prepared".format(*min(missing)))
+        for device in self.devices.values():
+            for queue in set(device.queues.values()) - self.prepared:  # of a hand-over that did not come about
+                self.remove(queue)
         luns = []
         for lun, places in message["luns"]:
             device = self.devices[lun]
@@ -194,7 +197,7 @@ class WorkerQueues:
             luns.append({"queues": positions, "broken": broken})
         placed = time.monotonic()
         self.do_resume(message, fds)
-        return {"luns": luns, "placed": placed}
+        return {"luns": luns, "placed": placed, "resumed": time.monotonic()}
 
     def _wake(self, queue: Queue) -> None:
         queue.held = False
