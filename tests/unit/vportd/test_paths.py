@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Suspend, drain, hand-over between the paths, the dirty log, the fence."""
 
+import contextlib
 import os
 import random
 import threading
@@ -219,6 +220,33 @@ def test_a_fence_now_stops_the_rings_until_it_is_undone(engine, make_vport, fron
     assert engine.storage.read_bytes()[8 * MIB : 8 * MIB + 512] == bytes(512)
     assert rpc.vport_unfence(vport="vp0")["state"] == "RUNNING"
     assert queue.wait(1)[0][1] == OK
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fence_at_any_moment_of_a_hand_over_ends_it_with_nothing_outstanding(
+    seed, make_engine, make_vport, front_end
+):
+    engine = make_engine(latency=[0.0, 0.004])
+    rpc = make_vport(engine, bind=VF0)
+    queue = front_end(engine.socket()).start()
+    chance = random.Random(seed)
+    with Stream(queue) as stream:
+        for turn in range(6):
+            fence = threading.Timer(chance.uniform(0.0, 0.012), engine.rpc().vport_fence, (), {"vport": "vp0"})
+            fence.start()
+            with contextlib.suppress(Refusal):
+                rpc.vport_switch(vport="vp0", path=("pf", "vf")[turn % 2])
+            fence.join()
+            record = rpc.vport_get(vport="vp0")
+            assert (record["state"], record["fenced"], record["outstanding"]) == ("FROZEN", True, 0)
+            time.sleep(0.05)  # what was given back has been seen
+            before = stream.count
+            time.sleep(0.1)
+            assert stream.count == before
+            rpc.vport_unfence(vport="vp0")
+            wait_for(lambda before=before: stream.count > before + 50 or stream.problem)
+            record = rpc.vport_get(vport="vp0")
+            assert (record["state"], record["degraded"]) == ("RUNNING", None)
 
 
 def test_a_fence_on_stop_holds_before_the_answer_goes_out_and_over_a_restart(engine, make_vport, front_end):

@@ -118,6 +118,7 @@ class Vport(VportReturn):
             await self._thaw()
             await self._let_go()
             self.save()
+            self._need_no_fence()
             self.note("resumed")
             return self.record()
 
@@ -339,7 +340,8 @@ class Vport(VportReturn):
                     raise
                 if fresh:
                     self.note("bound", vf=vf)
-                self.degraded = None
+                if path == self.path:
+                    self.degraded = None
             before, self.wanted = self.wanted, path
             try:
                 report = None if path == self.path else await self._switch(path, timeout)

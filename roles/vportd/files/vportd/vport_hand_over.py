@@ -32,7 +32,7 @@ class VportHandOver(VportWorkers):
             try:
                 client = await self._active()
             except RpcError:
-                self.state = "FROZEN" if self.fenced else "RUNNING"
+                self.state = "QUIESCED" if self.fenced else "RUNNING"  # a fence that comes again drains again
                 raise
             if self.leases.lost is not None:  # what was taken may not be done, so there is nothing to wait for
                 self.state = "FROZEN"
@@ -86,20 +86,31 @@ class VportHandOver(VportWorkers):
         return listed
 
     async def _thaw(self) -> None:
-        """Take requests again, on the path that there is; a vport that was fenced meanwhile stays FROZEN."""
-        while True:
-            client = None if self.fenced else await self._active()
-            if client is None or self.fenced:
-                self.state = "FROZEN"
-                return
-            self.state = "RUNNING"
+        """Take requests again, on the path that there is; a vport that was fenced meanwhile ends FROZEN."""
+        while not self._is_fenced():
+            self.state = "RUNNING"  # first: when nobody can take them now, whoever takes over later goes on
+            client = await self._active()
+            if self._is_fenced():
+                break
             try:
                 await client.call("resume", timeout=ANSWER_TIMEOUT)
-                return
+                if not self._is_fenced():
+                    return
             except WorkerDied:
                 continue
-            except (WorkerRefused, TimeoutError):
-                client.kill()
+            except (WorkerRefused, TimeoutError) as problem:
+                await self._end(client, problem)
+        await self._freeze(ANSWER_TIMEOUT)
+
+    def _is_fenced(self) -> bool:
+        return self.fenced  # which may change in every await
+
+    async def _end(self, client: WorkerClient, problem: Exception) -> None:
+        """End a worker that does not do what it has to. Raises RpcError when it cannot be ended."""
+        client.kill()
+        await asyncio.wait([client.ended], timeout=GONE_TIMEOUT)
+        if client.alive:  # when it has ended the PF path takes over
+            raise RpcError("STORAGE", f"vport {self.name}: {problem}, and it cannot be ended") from problem
 
     async def _prepare(self, path: str) -> WorkerClient | None:
         """Give the worker of ``path``, which is suspended, the rings without their positions, while the other one still
@@ -124,9 +135,11 @@ class VportHandOver(VportWorkers):
         When the new worker fails, the old one still has everything, and RpcError is raised.
         """
         await self._active()
+        self._target = path
         try:
             if not self._alive(path):
                 await self._spawn(path)
+            self._check_path(path)
             new = self._workers[path]
             if path == "pf":
                 for port in self.connected():
@@ -137,7 +150,10 @@ class VportHandOver(VportWorkers):
             if self._alive(path):
                 self._workers[path].kill()
             raise self._stays(problem) from problem
-        self.path = self._target = path
+        else:
+            self.path = path
+        finally:
+            self._target = self.path
 
     async def _go_on(self, path: str, prepared: WorkerClient) -> tuple[float, float, Positions | None]:
         """Have the worker of ``path`` place the rings of a FROZEN vport and take requests, in one go: the guest waits.
@@ -157,10 +173,7 @@ class VportHandOver(VportWorkers):
             prepared.fail("refused the rings")
             raise self._stays(problem) from problem
         except (WorkerDied, TimeoutError) as problem:
-            prepared.kill()
-            await asyncio.wait([prepared.ended], timeout=GONE_TIMEOUT)
-            if prepared.alive:  # when it has ended the PF path takes over
-                raise RpcError("STORAGE", f"vport {self.name}: {problem}, and it cannot be ended") from problem
+            await self._end(prepared, problem)
             await self._thaw()
             return (now := time.monotonic()), now, None
         positions: Positions = {}
@@ -187,9 +200,10 @@ class VportHandOver(VportWorkers):
             placed, positions = time.monotonic(), frozen
             await self._thaw()
             resumed = time.monotonic()
-        self._need_no_fence()
+        if self.fenced:  # while the other one took over
+            await self._freeze(ANSWER_TIMEOUT)
         if self.path != path:
-            raise RpcError("STORAGE", f"vport {self.name} runs on, on the {self.path} path: {self.degraded}")
+            raise RpcError("STORAGE", f"vport {self.name} is on the {self.path} path: {self.degraded}")
         return placed, resumed, positions
 
     def _need_no_fence(self) -> None:
@@ -259,7 +273,7 @@ class VportHandOver(VportWorkers):
             report["outstanding"], report["drain_seconds"], frozen = await self._freeze(timeout)
             drained = time.monotonic()
             placed, resumed, positions = await self._change(path, prepared, frozen)
-        except RpcError:
+        except (RpcError, OSError):
             self._target = self.path
             if self.state == "FROZEN":
                 await self._thaw()

@@ -327,7 +327,7 @@ class VportWorkers(VportRecord):
                     if path == "vf" and not self._alive("vf") and self.vf is not None and self.degraded is None:
                         self._degrade(f"the VF worker {self._workers['vf'].exit_text} while it was not in use")
                 return
-            except (VportdError, TimeoutError) as problem:
+            except (VportdError, TimeoutError, OSError) as problem:
                 self._degrade(f"no worker: {problem}")
             await asyncio.sleep(1)
 
@@ -376,7 +376,10 @@ class VportWorkers(VportRecord):
             await client.ended
             raise RpcError("STORAGE", f"vport {self.name}: the PF worker cannot take over: {problem}") from problem
         self.note("taken_over", how=how, seconds=time.monotonic() - began)
-        self.save()
+        try:
+            self.save()
+        except RpcError as problem:  # it serves, and the state file tells only where to begin after a restart
+            journal.error(str(problem))
 
     @contextlib.asynccontextmanager
     async def _locked(self, timeout: float) -> AsyncIterator[None]:
