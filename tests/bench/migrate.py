@@ -112,11 +112,8 @@ def move_ours(lab: Lab, place: str) -> tuple[Figures, Window]:
         "switch": max(switch["blackout_seconds"] for switch in report["switches"]),
     }
     (phase,) = [phase for phase in report["phases"] if phase["name"] == "live migration"]
-    return figures, (_seconds(phase["start"]), _seconds(phase["end"]))
-
-
-def _seconds(text: str) -> float:
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    begin, end = (datetime.fromisoformat(phase[key]).timestamp() for key in ("start", "end"))
+    return figures, (begin, end)
 
 
 def move_peer(lab: Lab, place: str) -> tuple[Figures, Window]:

@@ -106,12 +106,7 @@ class Vport(VportReturn):
                     self.save()
                 return self.record()
             if path is not None and path != self.path:
-                self._target = path
-                try:
-                    self._check_path(path)
-                    await self._move(path)
-                finally:
-                    self._target = self.path
+                await self._move(path)
             if path is not None:
                 self.wanted = path
             self._suspended_by_user = False

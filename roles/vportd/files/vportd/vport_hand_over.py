@@ -3,14 +3,13 @@
 other.
 """
 
-import asyncio
 import contextlib
 import time
 from typing import Any
 
 from vportd.errors import RpcError, WorkerDied, WorkerRefused
 from vportd.front_end_state import Positions
-from vportd.vport_workers import ANSWER_TIMEOUT, GONE_TIMEOUT, VportWorkers
+from vportd.vport_workers import ANSWER_TIMEOUT, VportWorkers
 from vportd.worker_client import WorkerClient
 
 
@@ -105,13 +104,6 @@ class VportHandOver(VportWorkers):
     def _is_fenced(self) -> bool:
         return self.fenced  # which may change in every await
 
-    async def _end(self, client: WorkerClient, problem: Exception) -> None:
-        """End a worker that does not do what it has to. Raises RpcError when it cannot be ended."""
-        client.kill()
-        await asyncio.wait([client.ended], timeout=GONE_TIMEOUT)
-        if client.alive:  # when it has ended the PF path takes over
-            raise RpcError("STORAGE", f"vport {self.name}: {problem}, and it cannot be ended") from problem
-
     async def _prepare(self, path: str) -> WorkerClient | None:
         """Give the worker of ``path``, which is suspended, the rings without their positions, while the other one still
         serves them. Returns that worker, or None when it did not work, and is to be tried again without.
@@ -123,9 +115,8 @@ class VportHandOver(VportWorkers):
                     await self._push_log(client, port)
             for port, rings in self._running():
                 await self._start_rings(client, port, rings, prepare=True)
-        except (WorkerDied, WorkerRefused, TimeoutError):
-            client.kill()
-            await client.ended
+        except (WorkerDied, WorkerRefused, TimeoutError) as problem:
+            await self._end(client, problem)
             return None
         return client
 
@@ -191,9 +182,9 @@ class VportHandOver(VportWorkers):
             placed = time.monotonic()
             await self._thaw()
             return placed, time.monotonic(), frozen
-        self._target = path
-        self._check_path(path)
         if prepared is not None and prepared.alive:
+            self._target = path
+            self._check_path(path)
             placed, resumed, positions = await self._go_on(path, prepared)
         else:
             await self._move(path)

@@ -343,6 +343,13 @@ class VportWorkers(VportRecord):
             await self._take_over()
         return self._workers[self.path]
 
+    async def _end(self, client: WorkerClient, problem: Exception) -> None:
+        """End a worker that does not do what it has to. Raises RpcError when it cannot be ended."""
+        client.kill()
+        await asyncio.wait([client.ended], timeout=GONE_TIMEOUT)
+        if client.alive:  # when it has ended the PF path takes over
+            raise RpcError("STORAGE", f"vport {self.name}: {problem}, and it cannot be ended") from problem
+
     async def _take_over(self) -> None:
         dead = self._workers.get(self.path)
         how = dead.exit_text if dead is not None else "is not there"
@@ -372,8 +379,7 @@ class VportWorkers(VportRecord):
         except WorkerDied:
             return
         except (WorkerRefused, TimeoutError) as problem:
-            client.kill()
-            await client.ended
+            await self._end(client, problem)
             raise RpcError("STORAGE", f"vport {self.name}: the PF worker cannot take over: {problem}") from problem
         self.note("taken_over", how=how, seconds=time.monotonic() - began)
         try:
