@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Processes die at any moment; the VM does not notice."""
 
+import asyncio
 import json
 import os
 import random
@@ -13,6 +14,8 @@ import pytest
 from tests.unit.vportd.engine_process import VF0, Refusal
 from tests.unit.vportd.frontend import IN, INFLIGHT, OK, USUAL_PROTOCOL
 from tests.unit.vportd.test_paths import Stream, wait_for
+from vportd import vport_workers
+from vportd.vport import Vport
 
 MIB = 1 << 20
 
@@ -204,3 +207,27 @@ def test_the_state_on_disk_is_private(engine, make_vport):
     assert engine.socket().stat().st_mode & 0o777 == 0o600
     assert (engine.run_dir / "rpc.sock").stat().st_mode & 0o777 == 0o600
     assert engine.socket().parent.stat().st_mode & 0o777 == 0o750
+
+
+def test_a_worker_that_cannot_be_ended_is_not_waited_for_without_end(monkeypatch):
+    """SIGKILL does not reach a process that hangs in its storage; nobody else may hang with it."""
+
+    class Hanging:
+        alive = True
+        killed = False
+
+        def __init__(self):
+            self.ended = asyncio.get_running_loop().create_future()
+
+        def kill(self):
+            self.killed = True
+
+    async def kill():
+        worker = Hanging()
+        await asyncio.wait_for(Vport._kill(worker), 10)
+        return worker
+
+    monkeypatch.setattr(vport_workers, "GONE_TIMEOUT", 0.01)
+    worker = asyncio.run(kill())
+    assert worker.killed
+    assert not worker.ended.done()

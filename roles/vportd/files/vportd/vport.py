@@ -305,8 +305,7 @@ class Vport(VportReturn):
         try:
             await self._hand_mapping(client)
         except (WorkerRefused, TimeoutError):
-            client.kill()
-            await client.ended
+            await self._kill(client)
         except WorkerDied:
             return
 

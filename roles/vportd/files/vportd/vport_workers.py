@@ -343,10 +343,15 @@ class VportWorkers(VportRecord):
             await self._take_over()
         return self._workers[self.path]
 
-    async def _end(self, client: WorkerClient, problem: Exception) -> None:
-        """End a worker that does not do what it has to. Raises RpcError when it cannot be ended."""
+    @staticmethod
+    async def _kill(client: WorkerClient) -> None:
+        """Kill a worker. One that hangs in its storage serves nothing more, and is gone once the storage answers."""
         client.kill()
         await asyncio.wait([client.ended], timeout=GONE_TIMEOUT)
+
+    async def _end(self, client: WorkerClient, problem: Exception) -> None:
+        """End a worker that does not do what it has to. Raises RpcError when it cannot be ended."""
+        await self._kill(client)
         if client.alive:  # when it has ended the PF path takes over
             raise RpcError("STORAGE", f"vport {self.name}: {problem}, and it cannot be ended") from problem
 
