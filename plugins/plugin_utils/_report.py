@@ -43,7 +43,7 @@ def run_report(run: Any) -> dict[str, Any]:
     switches = _switches(run.get("switches"), errors)
     phases = _phases(run.get("phases"), errors)
     loaded = run.get("fio") is not None
-    migration = _migration(run.get("migration"), errors)
+    migration = _migration(run.get("migration"), run.get("mode") == "offline", errors, notes)
     report = {
         **names,
         **_span(run.get("phases")),
@@ -357,13 +357,15 @@ def _end(
 # The virtual machine
 
 
-def _migration(value: Any, errors: list[str]) -> dict[str, float | None]:
-    """libvirt's seconds."""
+def _migration(value: Any, offline: bool, errors: list[str], notes: list[str]) -> dict[str, float | None]:
+    """libvirt's seconds; it has none of a VM that was shut down and started again."""
     migration = _record(value)
     numbers = {key: _number(migration.get(key)) for key in ("total_time", "downtime")}
     for key in ("memory_transferred", "memory_total", "iterations"):
         numbers[key] = _number(migration.get(key))
-    if not migration:
+    if offline:
+        notes.append("mode offline: libvirt tells no times of a virtual machine that is shut down and started again")
+    elif not migration:
         errors.append("there was no migration")
     else:
         errors += [f"libvirt does not tell the {key}" for key in ("total_time", "downtime") if numbers[key] is None]

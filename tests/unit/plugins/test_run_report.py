@@ -320,6 +320,13 @@ def test_what_failed_is_the_first_error(run: Run) -> None:
     assert found["errors"][0] == "the link was cut"
 
 
+def test_a_run_that_is_offline_has_no_live_migration_to_tell_of(run: Run) -> None:
+    run["migration"] = {}
+    found = run_report(run | {"mode": "offline"})
+    assert (found["verdict"], found["errors"]) == ("ok", [])
+    assert any("offline" in note for note in found["notes"])
+
+
 def test_one_wrong_position_is_one_error(run: Run) -> None:
     at(run, *QUEUE)["used"] = 1
     report = run_report(run)

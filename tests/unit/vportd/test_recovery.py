@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.unit.vportd.frontend import IN, INFLIGHT, OK, USUAL_PROTOCOL
 from tests.unit.vportd.test_paths import Stream, wait_for
 from vportd import vport_workers
 from vportd.vport import Vport
+from vportd.worker_client import WorkerClient
 
 MIB = 1 << 20
 
@@ -224,7 +226,7 @@ def test_a_worker_that_cannot_be_ended_is_not_waited_for_without_end(monkeypatch
 
     async def kill():
         worker = Hanging()
-        await asyncio.wait_for(Vport._kill(worker), 10)
+        await asyncio.wait_for(Vport._kill(cast(WorkerClient, worker)), 10)
         return worker
 
     monkeypatch.setattr(vport_workers, "GONE_TIMEOUT", 0.01)
