@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from testinfra.host import Host
 
 from tests.lab.driver import PROJECT, Lab
+from tests.lab.load import Load
 
 Rpc = Callable[..., Any]
 Guest = Callable[..., str]
@@ -38,6 +39,14 @@ def soak() -> int:
 @pytest.fixture(scope="session")
 def lab() -> Lab:
     return Lab()
+
+
+@pytest.fixture
+def written(lab: Lab) -> Iterator[Load]:
+    """A load in tenant1 all along; in the end each block, in the VM and outside, is what was written to it last."""
+    load = Load(lab, "tenant1", pause=0.1)
+    yield load
+    load.check()
 
 
 @pytest.fixture(scope="session")

@@ -151,6 +151,7 @@ class Lab:
     def __init__(self) -> None:
         self._hosts: dict[str, Host] = {}
         self._off: dict[str, list[str]] = {}
+        self._had: dict[str, dict[str, dict[str, Any]]] = {}
 
     def host(self, name: str) -> Host:
         if name not in self._hosts:
@@ -188,14 +189,20 @@ class Lab:
     def power_off(self, name: str) -> None:
         """Pull the plug: its QEMU is killed."""
         ran = [vm for vm, state in self.domains(name).items() if state == "running"]
+        self._had[name] = self.vports(name)
         os.kill(int((HOME / name / "qemu.pid").read_text()), signal.SIGKILL)
         self.forget(name)
         self._off[name] = ran
 
     def power_on(self, moved: str) -> None:
-        """Boot what is off, and start the VMs that ran there, but for ``moved``."""
+        """Boot what is off, see that its vports are back, and start the VMs that ran there, but for ``moved``."""
         play("lab_up")
         for name, ran in self._off.items():
+            now = self.vports(name)
+            for vport, had in self._had.pop(name).items():
+                if vport != moved:
+                    kept = ("vf", "generation", "digest")
+                    assert [now[vport][key] for key in kept] == [had[key] for key in kept], f"{vport} after the boot"
             for vm in ran:
                 if vm != moved:
                     self.host(name).check_output("virsh -q start %s", vm)

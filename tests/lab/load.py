@@ -19,14 +19,14 @@ BLOCKS = 1024
 
 
 class Load:
-    """A load on every LUN of ``vm`` that writes, reads and notes what it wrote, until ``check`` ends it."""
+    """A load on every LUN of ``vm`` that writes, reads and notes what it wrote, until ``check``; ``pause``: see ``start``."""
 
-    def __init__(self, lab: Lab, vm: str) -> None:
+    def __init__(self, lab: Lab, vm: str, pause: float = 0.0) -> None:
         self._lab = lab
         self.vm = vm
         (record,) = [record for name in ("hv1", "hv2") for record in lab.vports(name).values() if record["vport"] == vm]
         self._vdisks = {f"{vm}:{lun['lun']}": str(lun["vdisk"]) for lun in record["luns"]}
-        self._pid = start(lab, vm, self._vdisks)
+        self._pid = start(lab, vm, self._vdisks, pause=pause)
 
     def check(self) -> dict[str, Any]:
         """End the load; its numbers. Fails if a block, in the VM or outside, is not what was written to it last."""

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.lab.driver import Lab, begin, other, play, refused, wait_until
+from tests.lab.load import Load
 
 VM = "tenant1"
 
 
 @pytest.mark.parametrize("side", [pytest.param("source", marks=pytest.mark.long), "destination"])
-def test_the_engine_is_killed_while_memory_is_copied(lab: Lab, side: str) -> None:
+def test_the_engine_is_killed_while_memory_is_copied(lab: Lab, side: str, written: Load) -> None:
     source, run = begin(lab, VM)
     victim = source if side == "source" else other(source)
     lab.host(victim).check_output("systemctl kill --signal=KILL vportd.service")
@@ -24,7 +28,7 @@ def test_the_engine_is_killed_while_memory_is_copied(lab: Lab, side: str) -> Non
 
 
 @pytest.mark.long
-def test_the_link_between_the_hypervisors_is_cut(lab: Lab) -> None:
+def test_the_link_between_the_hypervisors_is_cut(lab: Lab, written: Load) -> None:
     source, run = begin(lab, VM, migration_timeout=20)
     links = lab.host(source).check_output("ls /sys/class/net").split()
     address = "10.77.0." + other(source)[-1]
@@ -44,7 +48,7 @@ def test_the_link_between_the_hypervisors_is_cut(lab: Lab) -> None:
 
 
 @pytest.mark.long
-def test_the_memory_cannot_be_copied_in_time(lab: Lab) -> None:
+def test_the_memory_cannot_be_copied_in_time(lab: Lab, written: Load) -> None:
     source = lab.place(VM)
     said = refused("migrate", vm=VM, to=other(source), migration_timeout=10, migration_bandwidth=1)
     assert "was not done within 10 s" in said
@@ -53,7 +57,7 @@ def test_the_memory_cannot_be_copied_in_time(lab: Lab) -> None:
 
 
 @pytest.mark.long
-def test_an_operator_aborts_it(lab: Lab) -> None:
+def test_an_operator_aborts_it(lab: Lab, written: Load) -> None:
     source, run = begin(lab, VM, migration_bandwidth=1)
     for playbook in ("recover", "migrate"):
         assert "is under way, by process" in refused(playbook, vm=VM)
@@ -119,5 +123,8 @@ def test_offline_and_mediated(lab: Lab) -> None:
     source = lab.place(VM)
     play("migrate", vm=VM, to=other(source), migration_mode="stay_mediated")
     assert lab.settled(VM, path="pf") == other(source)
-    play("migrate", vm=VM, to=source, migration_mode="offline")
+    output = play("migrate", vm=VM, to=source, migration_mode="offline")
     assert lab.settled(VM) == source
+    found = re.search(r"the report is (\S+)\.html", output)
+    assert found is not None, output[-2000:]
+    assert json.loads(Path(found[1] + ".json").read_text())["verdict"] == "ok"

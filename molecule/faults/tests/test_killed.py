@@ -3,7 +3,8 @@
 
 import pytest
 
-from tests.lab.driver import Lab, Run, other, play, wait_until
+from tests.lab.driver import Lab, Run, other, play, refused, wait_until
+from tests.lab.load import Load
 
 VM = "tenant1"
 
@@ -18,7 +19,7 @@ VM = "tenant1"
         pytest.param("release the source", marks=pytest.mark.long),
     ],
 )
-def test_killed_in_the_phase(lab: Lab, phase: str) -> None:
+def test_killed_in_the_phase(lab: Lab, phase: str, written: Load) -> None:
     source = lab.place(VM)
     run = Run("migrate", vm=VM, to=other(source))
     run.wait_for(f"Phase: {phase}")
@@ -28,6 +29,8 @@ def test_killed_in_the_phase(lab: Lab, phase: str) -> None:
     if phase == "live migration":
         play("migrate_abort", vm=VM)
         wait_until("end of the migration", lambda: not lab.job(VM, source), 120)
+    if phase == "switch to a VF":  # run again, it cannot do better
+        assert f"make recover vm={VM}" in refused("migrate", vm=VM, to=other(source))
     play("recover", vm=VM)
     place = lab.settled(VM)
     if phase in ("switch to a VF", "release the source"):

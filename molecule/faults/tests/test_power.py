@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.driver import Lab, begin, other, play, refused
+from tests.lab.driver import Lab, Run, begin, other, play, refused
+from tests.lab.load import Load
 
 VM = "tenant1"
 pytestmark = pytest.mark.long
 
 
-def test_the_destination_loses_its_power(lab: Lab) -> None:
+def test_the_destination_loses_its_power(lab: Lab, written: Load) -> None:
     source, run = begin(lab, VM)
     lab.power_off(other(source))
     assert run.end() != 0
@@ -26,9 +27,26 @@ def test_the_source_loses_its_power(lab: Lab) -> None:
     source, run = begin(lab, VM)
     lab.power_off(source)
     assert run.end() != 0
+    said = " ".join(run.output.split())
+    assert f"{source} does not answer" in said
+    assert "the report is" in said
     assert "which cannot be asked" in refused("recover", vm=VM)
     play("recover", vm=VM, lost=source)
     assert lab.place(VM) == other(source)
+    lab.power_on(moved=VM)
+    play("recover", vm=VM)
+    assert lab.settled(VM) == other(source)
+
+
+def test_the_source_loses_its_power_when_the_vm_has_left(lab: Lab, written: Load) -> None:
+    source = lab.place(VM)
+    run = Run("migrate", vm=VM, to=other(source))
+    run.wait_for("Phase: switch to a VF")
+    lab.power_off(source)
+    assert run.end() == 0, run.output[-3000:]
+    said = " ".join(run.output.split())
+    assert f"{VM} runs on {other(source)} all the same" in said
+    assert "the report is" in said
     lab.power_on(moved=VM)
     play("recover", vm=VM)
     assert lab.settled(VM) == other(source)
