@@ -19,7 +19,7 @@ BLOCKS = 1024
 
 
 class Load:
-    """A load on every LUN of ``vm`` that writes, reads and notes what it wrote, until ``check``; ``pause``: see ``start``."""
+    """A load on every LUN of ``vm``: writes, reads, notes what it wrote until ``check``. ``pause``: see ``start``."""
 
     def __init__(self, lab: Lab, vm: str, pause: float = 0.0) -> None:
         self._lab = lab
