@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.iovlab.storage.plugins.plugin_utils._preflight_hosts import OVERHEAD
+
 Record = Mapping[str, Any]
 
 
@@ -19,12 +21,12 @@ def evacuation_plan(
 
     Returns ``ok``, ``moves`` (each ``vm``, ``source``, ``to``, ``path``) and ``problems``. The largest VM is
     placed first, on the hypervisor with a free VF that has most memory left. Without a free VF anywhere it still has a
-    place, on path ``pf``; without memory it has none, and that is a problem.
+    place, on path ``pf``; without memory for it and for its QEMU it has none, and that is a problem.
     """
     free = {name: {"memory": int(host["free_memory"]), "vfs": int(host["free_vfs"])} for name, host in hosts.items()}
     moves, problems = [], []
     for vm in sorted(vms, key=lambda one: (-int(one["memory"]), str(one["name"]))):
-        name, memory = str(vm["name"]), int(vm["memory"])
+        name, memory = str(vm["name"]), int(vm["memory"]) + OVERHEAD
         choice = (wanted or {}).get(name)
         if choice is not None and choice not in free:
             problems.append(f"{name} has to go to {choice}, which takes no VMs now; bring it up or choose another")
@@ -33,7 +35,7 @@ def evacuation_plan(
         if not fits:
             most = max((free[host]["memory"] for host in free if choice in (None, host)), default=0)
             problems.append(
-                f"{name} needs {memory >> 20} MiB, and no hypervisor that may take it has more than {most >> 20} MiB "
+                f"{name} needs {memory >> 20} MiB with its QEMU, and no hypervisor that may take it has more than {most >> 20} MiB "
                 "left; free some memory there or stop a VM"
             )
             continue

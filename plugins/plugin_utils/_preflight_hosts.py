@@ -17,7 +17,7 @@ from ._preflight import (
 from ._preflight_subject import Findings, Migration
 
 _MIB = 1 << 20
-_OVERHEAD = 128 * _MIB  # what QEMU takes besides the memory of its VM
+OVERHEAD = 128 * _MIB  # what QEMU takes besides the memory of its VM
 _LITTLE_MEMORY = 256 * _MIB
 _NO_SPACE, _LITTLE_SPACE = 16 * _MIB, 256 * _MIB
 _SKEW = 1.0  # seconds
@@ -132,12 +132,12 @@ def memory(m: Migration) -> Findings:
     needed, available = m.domain.get("memory"), m.destination.part("memory").get("available")
     if not needed or available is None:
         raise Unknown(f"the memory of {m.vm} or what {m.destination.name} has available is not known")
-    with_it = sum(int(one.get("memory") or 0) + _OVERHEAD for one in m.beside)
-    left = available - needed - _OVERHEAD - with_it
+    with_it = sum(int(one.get("memory") or 0) + OVERHEAD for one in m.beside)
+    left = available - needed - OVERHEAD - with_it
     names = " and ".join(str(one.get("name")) for one in m.beside)
     more = f", {names} beside it {mebibytes(with_it)}" if m.beside else ""
     has = f"{m.destination.name} has {mebibytes(available)} available"
-    text = f"{m.vm} needs {mebibytes(needed + _OVERHEAD)}{more}, {has}"
+    text = f"{m.vm} needs {mebibytes(needed + OVERHEAD)}{more}, {has}"
     if left < 0:
         yield Finding(text, f"stop or move something on {m.destination.name}")
     elif left < _LITTLE_MEMORY:

@@ -27,7 +27,7 @@ PROGRESS = [
     for half in range(3)
 ]
 NUMBERS = {"total_time": 2.0, "downtime": 0.1, "progress": PROGRESS}
-EVACUATION = evacuation_plan([{"name": "web1", "memory": 1}], {"hv2": {"free_memory": 2, "free_vfs": 1}}, "hv1")
+EVACUATION = evacuation_plan([{"name": "web1", "memory": 1}], {"hv2": {"free_memory": 1 << 30, "free_vfs": 1}}, "hv1")
 MOVED: dict[str, tuple[dict[str, Any], int]] = {
     "failed": ({"migration_moved": {"failed": True, "msg": "it was aborted", "progress": PROGRESS}}, 3),
     "refused": ({"migration_moved": {"failed": True, "msg": "no such VM"}}, 0),
