@@ -35,8 +35,8 @@ def evacuation_plan(
         if not fits:
             most = max((free[host]["memory"] for host in free if choice in (None, host)), default=0)
             problems.append(
-                f"{name} needs {memory >> 20} MiB with its QEMU, and no hypervisor that may take it has more than {most >> 20} MiB "
-                "left; free some memory there or stop a VM"
+                f"{name} needs {memory >> 20} MiB with its QEMU, and no hypervisor that may take it has more than "
+                f"{most >> 20} MiB left; free some memory there or stop a VM"
             )
             continue
         host = max(fits, key=lambda one: (free[one]["vfs"] > 0, free[one]["memory"]))

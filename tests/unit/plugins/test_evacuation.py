@@ -49,7 +49,7 @@ def test_a_wish_is_kept_or_refused() -> None:
 )
 def test_no_hypervisor_is_given_more_than_it_has(sizes: list[int], rooms: list[tuple[int, int]]) -> None:
     vms: list[dict[str, object]] = [{"name": f"vm{n}", "memory": size << 30} for n, size in enumerate(sizes)]
-    hosts = {f"hv{number}": {"free_memory": memory << 30, "free_vfs": vfs} for number, (memory, vfs) in enumerate(rooms)}
+    hosts = {f"hv{n}": {"free_memory": memory << 30, "free_vfs": vfs} for n, (memory, vfs) in enumerate(rooms)}
     plan = evacuation_plan(vms, hosts, "source")
     assert len(plan["moves"]) + len(plan["problems"]) == len(vms)
     memory = {f"vm{number}": (size << 30) + (128 << 20) for number, size in enumerate(sizes)}
