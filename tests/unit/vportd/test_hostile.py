@@ -78,7 +78,27 @@ def rings(queue):
         "indirect in indirect": lambda: indirect(48, 4, [(header, 16, 1, 1), (table, 48, 7, 2), (status, 1, 2, 0)]),
         "an indirect loop": lambda: indirect(48, 4, [(header, 16, 1, 1), (data, 512, 3, 2), (status, 1, 3, 0)]),
         "an indirect next outside": lambda: indirect(48, 4, [(header, 16, 1, 1), (data, 512, 3, 9), (status, 1, 2, 0)]),
-        "indirect after a direct one": lambda: (d(0, header, 16, 1, 1), d(1, table, 48, 4, 0)),
+        "a next in an indirect one after a direct": lambda: (
+            indirect(32, 4, usual[1:]),
+            d(0, header, 16, 1, 1),
+            d(1, table, 32, 5, 2),
+            d(2, status, 1, 2, 0),
+        ),
+        "indirect in indirect after a direct one": lambda: (
+            indirect(32, 4, [(table, 48, 5, 1), (status, 1, 2, 0)]),
+            d(0, header, 16, 1, 1),
+            d(1, table, 32, 4, 0),
+        ),
+        "an indirect table of a part after a direct one": lambda: (
+            indirect(40, 4, usual),
+            d(0, header, 16, 1, 1),
+            d(1, table, 40, 4, 0),
+        ),
+        "a chain that is too long with its indirect table": lambda: (
+            indirect(16384, 4, [(data, 512, 3, at + 1) for at in range(1023)] + [(status, 1, 2, 0)]),
+            d(0, header, 16, 1, 1),
+            d(1, table, 16384, 4, 0),
+        ),
     }
 
 
