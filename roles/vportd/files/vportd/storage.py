@@ -245,7 +245,7 @@ class ThreadStorage(Storage):
             if operation == READ:
                 scatter(buffer, views, result)
             done += result
-            views = rest_of(views, result) if result == len(buffer) else []
+            views = rest_of(views, result)
         with self._lock:
             self._bounce.put(bounce)
         return min(result, 0) or done
