@@ -119,10 +119,10 @@ class EngineProcess:
                 (devices / PF / f"virtfn{number - 1}").symlink_to(devices / address)
         self.devices = devices
 
-    def let_discard(self):
-        """Have the PF's device show that it can discard and write zeroes, from the next vport on."""
+    def let_discard(self, *names):
+        """Have the PF's device show that it can discard and write zeroes, or what is named, from the next vport on."""
         queue = self.devices / PF / "nvme/nvme0/nvme0n1/queue"
-        for name in ("discard_max_bytes", "write_zeroes_max_bytes"):
+        for name in names or ("discard_max_bytes", "write_zeroes_max_bytes"):
             (queue / name).write_text("2199023255040\n")
 
     def configure(self, **adapter):

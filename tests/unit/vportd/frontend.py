@@ -106,8 +106,10 @@ class Queue:
         self.idx = (self.idx + 1) & 0xFFFF
         self.memory.write(self.avail + 2, struct.pack("<H", self.idx))
 
-    def submit(self, kind, sector=0, data=b"", length=0, segments=1, indirect=None, buffers=None):
-        """Make one request available; return its slot. ``buffers`` = [(gpa, bytes)] instead of the slot's own."""
+    def submit(self, kind, sector=0, data=b"", length=0, segments=1, indirect=None, buffers=None, direct=0):
+        """Make one request available; return its slot. ``buffers`` = [(gpa, bytes)] instead of the slot's own. So many
+        of its descriptors as ``direct`` says stand before the one of the indirect table.
+        """
         slot = self.free.pop(0)
         base = self.slot_base(slot)
         header, status, table, area = base, base + 16, base + 0x400, base + 0x1000
@@ -135,8 +137,11 @@ class Queue:
         ]
         head = 3 * slot
         if indirect:
+            for at, (address, count, flags, following) in enumerate(packed[:direct]):
+                self.descriptor(head + at, address, count, flags, head + following)
+            packed = [(*one[:3], one[3] - direct) for one in packed[direct:]]
             self.memory.write(table, b"".join(struct.pack("<QIHH", *one) for one in packed))
-            self.descriptor(head, table, 16 * len(packed), 4, 0)
+            self.descriptor(head + direct, table, 16 * len(packed), 4, 0)
         else:
             for at, (address, count, flags, following) in enumerate(packed):
                 self.descriptor(head + at, address, count, flags, head + following if flags & 1 else 0)

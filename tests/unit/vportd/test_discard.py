@@ -73,6 +73,15 @@ def test_storage_that_cannot_does_not_offer_them(engine, make_vport, front_end):
     assert queue.do(DISCARD, data=segment(0, 8))[0] == UNSUPP
 
 
+@pytest.mark.parametrize(("limit", "bits"), [("discard_max_bytes", 0), ("write_zeroes_max_bytes", 1 << 14)])
+def test_discard_is_offered_only_where_zeroes_can_be_written_too(limit, bits, engine, make_vport, front_end):
+    engine.let_discard(limit)
+    make_vport(engine)
+    front = front_end(engine.socket())
+    front.negotiate()
+    assert front.offered & BITS == bits
+
+
 def test_a_read_only_lun_does_not_offer_them(engine, make_vport, front_end):
     engine.let_discard()
     make_vport(engine, luns=[{"lun": 0, "vdisk": "a", "readonly": True, "extents": [[0, 0, MIB]]}])

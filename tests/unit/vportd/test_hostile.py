@@ -5,14 +5,29 @@ import os
 import random
 import struct
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.unit.vportd.engine_process import VF0
-from tests.unit.vportd.frontend import HIGH_GPA, HIGH_SIZE, IN, IOERR, OK, OUT, PROTOCOL, Closed
+from tests.unit.vportd.frontend import (
+    DISCARD,
+    GET_ID,
+    HIGH_GPA,
+    HIGH_SIZE,
+    IN,
+    IOERR,
+    OK,
+    OUT,
+    PROTOCOL,
+    USUAL,
+    WRITE_ZEROES,
+    Closed,
+)
 from tests.unit.vportd.test_paths import wait_for
+from vportd.virtio_spec import MAX_DATA
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 
 
 @pytest.fixture
@@ -63,7 +78,27 @@ def rings(queue):
         "indirect in indirect": lambda: indirect(48, 4, [(header, 16, 1, 1), (table, 48, 7, 2), (status, 1, 2, 0)]),
         "an indirect loop": lambda: indirect(48, 4, [(header, 16, 1, 1), (data, 512, 3, 2), (status, 1, 3, 0)]),
         "an indirect next outside": lambda: indirect(48, 4, [(header, 16, 1, 1), (data, 512, 3, 9), (status, 1, 2, 0)]),
-        "indirect after a direct one": lambda: (d(0, header, 16, 1, 1), d(1, table, 48, 4, 0)),
+        "a next in an indirect one after a direct": lambda: (
+            indirect(32, 4, usual[1:]),
+            d(0, header, 16, 1, 1),
+            d(1, table, 32, 5, 2),
+            d(2, status, 1, 2, 0),
+        ),
+        "indirect in indirect after a direct one": lambda: (
+            indirect(32, 4, [(table, 48, 5, 1), (status, 1, 2, 0)]),
+            d(0, header, 16, 1, 1),
+            d(1, table, 32, 4, 0),
+        ),
+        "an indirect table of a part after a direct one": lambda: (
+            indirect(40, 4, usual),
+            d(0, header, 16, 1, 1),
+            d(1, table, 40, 4, 0),
+        ),
+        "a chain that is too long with its indirect table": lambda: (
+            indirect(16384, 4, [(data, 512, 3, at + 1) for at in range(1023)] + [(status, 1, 2, 0)]),
+            d(0, header, 16, 1, 1),
+            d(1, table, 16384, 4, 0),
+        ),
     }
 
 
@@ -149,6 +184,94 @@ def test_a_buffer_outside_memory_gets_an_error_and_no_io(stand):
             queue.busy[head] = (slot, OUT, status, [])
             queue.reap()
     assert engine.storage.read_bytes() == before
+
+
+def peak(pid):
+    """The most memory that a process has had, in bytes; that of the guest counts as far as it was touched."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(text.split("VmHWM:")[1].split()[0])
+
+
+def large(queue, kind, buffers):
+    """Make a request of these buffers available, of which nothing is read back; return its slot."""
+    slot = queue.submit(kind, 0, length=1, buffers=buffers)
+    __, __, status, __ = queue.busy[3 * slot]
+    queue.busy[3 * slot] = (slot, kind, status, [])
+    return slot
+
+
+@pytest.fixture
+def make_large(make_engine, make_vport, front_end):
+    """Make engine and queue of a LUN of 8 GiB for a guest of that memory."""
+
+    def make(backend, memory):
+        engine = make_engine(size=8 * GIB, backend=backend)
+        engine.let_discard()
+        make_vport(engine, luns=[{"lun": 0, "vdisk": "a", "extents": [[0, 0, 8 * GIB]]}], bind=VF0)
+        return engine, front_end(engine.socket(), features=USUAL | 3 << 13, high=memory).start()
+
+    return make
+
+
+@pytest.mark.parametrize("backend", ["file", "threads", "uring"])
+def test_a_request_of_gigabytes_gets_an_error_and_takes_no_memory(backend, make_large):
+    engine, queue = make_large(backend, 5 * GIB)
+    data = HIGH_GPA + 4 * MIB
+    assert queue.do(IN, 0, length=512)[0] == OK
+    pid = engine.workers()["vp0", "vf"]
+    before, allocated = peak(pid), engine.storage.stat().st_blocks
+    for buffers in (
+        [(data, 4 * MIB)] * 1022,  # all that a chain may have
+        [(data, (1 << 32) - 512)],  # as the common request
+        [(data, (1 << 32) - 512)] * 2,
+        [(data, MAX_DATA + 512)],
+        [(data, MAX_DATA), (data, 1)],
+    ):
+        for kind in (IN, OUT, DISCARD, WRITE_ZEROES, GET_ID):
+            large(queue, kind, buffers)
+            queue.kick()
+            ((__, status, __, written),) = queue.wait()
+            assert (status, written) == (IOERR, 1), (kind, len(buffers))
+    large(queue, DISCARD, [(data, MAX_DATA)])
+    queue.kick()
+    assert queue.wait()[0][1] == IOERR
+    assert peak(pid) - before < 8 * MIB
+    assert engine.storage.stat().st_blocks == allocated
+    assert queue.do(OUT, 0, b"x" * 512)[0] == OK
+    assert engine.workers()["vp0", "vf"] == pid
+
+
+@pytest.mark.parametrize("backend", ["file", "threads", "uring"])
+def test_the_largest_request_is_done(backend, make_large):
+    engine, queue = make_large(backend, MAX_DATA + 8 * MIB)
+    data = HIGH_GPA + 4 * MIB
+    queue.memory.write(data + MAX_DATA - 4096, b"e" * 4096)
+    for buffers in ([(data, MAX_DATA)], [(data, MAX_DATA - 512), (data + MAX_DATA - 512, 512)]):
+        queue.memory.write(data, os.urandom(4096))
+        content = queue.memory.read(data, 4096)
+        for kind in (OUT, IN):
+            large(queue, kind, buffers)
+            queue.kick()
+            ((__, status, __, written),) = queue.wait()
+            assert (status, written) == (OK, MAX_DATA + 1 if kind == IN else 1)
+            queue.memory.write(data, bytes(4096) if kind == OUT else content)
+        assert queue.memory.read(data, 4096) == content
+        with open(engine.storage, "rb") as file:
+            assert file.read(4096) == content
+            file.seek(MAX_DATA - 4096)
+            assert file.read(8192) == b"e" * 4096 + bytes(4096)
+
+
+def test_bounce_buffers_take_no_more_memory_than_they_may(make_large):
+    engine, queue = make_large("uring", HIGH_SIZE)
+    assert queue.do(IN, 0, length=512)[0] == OK
+    pid = engine.workers()["vp0", "vf"]
+    before = peak(pid)
+    for __ in range(16):  # 1 GiB in all, in more buffers than one operation of the kernel takes
+        large(queue, IN, [(HIGH_GPA + 4 * MIB, 65536)] * 1022)
+    queue.kick()
+    assert {status for __, status, __, __ in queue.wait(16, 60)} == {OK}
+    assert peak(pid) - before < 24 * MIB
 
 
 def test_random_descriptors_and_rings_never_kill_a_worker(stand):

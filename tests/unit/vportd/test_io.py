@@ -135,6 +135,19 @@ def test_every_ring_layout_works_with_many_requests_outstanding(features, make_e
     assert queue.completions == queue.submissions
 
 
+@pytest.mark.parametrize("direct", [1, 2])
+def test_an_indirect_table_may_stand_at_the_end_of_direct_descriptors(direct, engine, make_vport, front_end):
+    make_vport(engine, bind=VF0)
+    queue = front_end(engine.socket()).start()
+    for segments in (1, 2, 5):
+        data = os.urandom(5120)
+        assert queue.do(OUT, 8, data, segments=segments, indirect=True, direct=direct) == (OK, b"", 1)
+        assert engine.storage.read_bytes()[8 * MIB + 4096 : 8 * MIB + 9216] == data
+        found = queue.do(IN, 8, length=5120, segments=segments, indirect=True, direct=direct)
+        assert found == (OK, data, 5121)
+    assert queue.completions == queue.submissions
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_header_data_and_status_may_each_lie_in_any_memory_region(make_engine, make_vport, front_end, backend):
     engine = make_engine(backend=backend)

@@ -51,6 +51,8 @@ descriptors = st.tuples(addresses, lengths, flags, st.integers(0, SIZE + 1))
 usual = st.tuples(st.sampled_from([512, 1024, 4096]), st.booleans()).map(
     lambda how: [(HEADER, 16, 1, 1), (DATA, how[0], 1 | how[1] << 1, 2), (STATUS, 1, 2, 0)]
 )
+# The same with the rest of the chain in an indirect table, of which the content is another matter
+usual = st.one_of(usual, usual.map(lambda three: [three[0], (TABLE, 32, 4, 0), three[2]]))
 headers = st.tuples(
     st.sampled_from([0, 0, 1, 1, 4, 8, 11, 13, 99]),
     st.one_of(st.integers(0, 40), st.sampled_from([(1 << 55) - 1, (1 << 64) - 1])),
@@ -115,6 +117,47 @@ def ring_stands(storage, table, start, indirect, heads, jump, header, features):
     finally:
         os.close(descriptors_fd)
         os.close(inflight_fd)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, MEMORY), st.integers(0, 8192), st.sampled_from([0, 2])), min_size=1, max_size=12),
+    st.integers(0, 12),
+    st.permutations(range(SIZE)),
+    st.permutations(range(12)),
+    st.booleans(),
+)
+def test_a_chain_is_the_same_however_much_of_it_is_in_an_indirect_table(parts, direct, slots, places, again):
+    """The first descriptors in the ring's table, in any slots, and the rest in an indirect table, in any places."""
+    direct = min(direct, len(parts))
+    fds = [os.memfd_create("m"), os.memfd_create("i")]
+    try:
+        os.ftruncate(fds[0], MEMORY)
+        os.ftruncate(fds[1], queue_region_size(SIZE))
+        memory = MemoryMap([Region(fds[0], 0, MEMORY, 0, 0)])
+        order = [0, *(place for place in places if place and place < len(parts) - direct)]
+        for number, (address, length, kind) in enumerate(parts):
+            more = number + 1 < len(parts)
+            if number < direct:
+                at, following = DESC + 16 * slots[number], slots[number + 1]
+            else:
+                at = TABLE + 16 * order[number - direct]
+                following = order[number - direct + 1] if more else 0
+            struct.pack_into("<QIHH", memory.view, at, address, length, kind | more, following if more else 0)
+        if direct < len(parts):
+            struct.pack_into("<QIHH", memory.view, DESC + 16 * slots[direct], TABLE, 16 * len(order), 4, 0)
+        struct.pack_into("<H", memory.view, AVAIL + 4, slots[0])
+        struct.pack_into("<H", memory.view, AVAIL + 2, 1)
+        ring = Virtqueue(memory, SIZE, DESC, AVAIL, USED, 1 << 28, InflightRegion(fds[1], 0, SIZE))
+        assert ring.start(0) == []
+        ((head, chain),) = ring.take()
+        if again:  # as the next worker finds it
+            assert ring.start(None) == [(head, chain)]
+        assert head == slots[0]
+        assert [chain[at : at + 2] for at in range(0, len(chain), 4)] == [part[:2] for part in parts]
+        assert [flag & 6 for flag in chain[2::4]] == [part[2] for part in parts]
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 class Owner:

@@ -17,7 +17,7 @@ _HIDDEN = re.compile(r"nvme\d+c\d+n\d+")
 @dataclass(frozen=True, slots=True)
 class BlockDevice:
     """A namespace as one controller shows it: ``size`` and ``block_size`` in bytes, ``identity`` the same through
-    each controller. ``discards`` and ``zeroes``: the device has such commands.
+    each controller. ``discards`` and ``zeroes``: what DISCARD and WRITE_ZEROES become works on the device.
     """
 
     path: str
@@ -82,13 +82,15 @@ class Adapter:
         if size is None or not size.isdigit() or int(size) == 0:
             raise StorageError(f"{path.name} of {address} has size {size!r}")
         block_size = int(_read(path / "queue/logical_block_size") or SECTOR_SIZE)
+        # Linux punches a hole into a block device by its command to write zeroes, and has nothing else for it
+        zeroes = _number(path / "queue/write_zeroes_max_bytes") > 0
         return BlockDevice(
             str(self._dev_root / path.name),
             int(size) * SECTOR_SIZE,
             block_size,
             identity,
-            _number(path / "queue/discard_max_bytes") > 0,
-            _number(path / "queue/write_zeroes_max_bytes") > 0,
+            zeroes and _number(path / "queue/discard_max_bytes") > 0,
+            zeroes,
         )
 
     def vfs(self) -> list[str]:

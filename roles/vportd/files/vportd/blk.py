@@ -24,6 +24,8 @@ from vportd.errors import MemoryFault, RingBroken
 from vportd.extents import HOLE
 from vportd.storage import FLUSH, READ, Completion
 from vportd.virtio_spec import (
+    MAX_DATA,
+    SECTOR_SIZE,
     VIRTIO_BLK_REQ_HEADER,
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 ROUNDS = 16  # passes over one queue before the other queues and the control channel get their turn
 
 PATIENCE = 50e-6  # seconds that an empty ring is looked into at most, before the driver is asked for a notification
+
+# Bits that no length has which is done in line: parts of a sector, and MAX_DATA (a power of 2) or more
+_ODD = SECTOR_SIZE - 1 | 0xFFFFFFFF & -MAX_DATA
 
 _OTHER = (2, 0, 0)  # the header of a request that is not done in line
 
@@ -72,7 +77,7 @@ def service(queue: Queue) -> bool:
     find, deltas, granule, granules = extents.one, extents.deltas, extents.granule, len(extents.deltas)
     start, end, delta, locked = 0, 0, 0, 1
     outstanding = queue.outstanding
-    preadv, pwritev, unpack = os.preadv, os.pwritev, _header
+    preadv, pwritev, unpack, odd = os.preadv, os.pwritev, _header, _ODD
     reads = writes = bytes_read = bytes_written = 0
     done: list[tuple[int, int]] = []
     dirty: list[Chain] = []
@@ -106,7 +111,7 @@ def service(queue: Queue) -> bool:
                             first, buffer, answer, at = whole(header, 16), whole(data, length), whole(status, 1), 0
                             kind, __, sector = unpack(first) if first and buffer and answer else _OTHER
                         position = sector << 9
-                        if length and not length & 511 and kind < 2 and (flags & 2 == 0) == kind:
+                        if length and not length & odd and kind < 2 and (flags & 2 == 0) == kind:
                             stop = position + length
                             if position < start or stop > end:
                                 number = position >> granule

@@ -21,6 +21,7 @@ from vportd.errors import MemoryFault, RingBroken
 from vportd.memory import MemoryMap
 from vportd.storage import DISCARD, FLUSH, READ, WRITE, ZERO, transfer
 from vportd.virtio_spec import (
+    MAX_DATA,
     MAX_DISCARD_SECTORS,
     MAX_DISCARD_SEGMENTS,
     SECTOR_SIZE,
@@ -66,6 +67,8 @@ def general(queue: Queue, head: int, chain: Chain, dirty: list[Chain]) -> int | 
         header = b"".join(_cut(readable, 0, VIRTIO_BLK_REQ_HEADER_SIZE))
         if len(header) != VIRTIO_BLK_REQ_HEADER_SIZE:
             raise MemoryFault("short header")
+        if sum(map(len, readable)) + sum(map(len, writable)) > VIRTIO_BLK_REQ_HEADER_SIZE + MAX_DATA + 1:
+            raise MemoryFault("too much data")
     except MemoryFault:
         counters[ERRORS] += 1
         status[0] = VIRTIO_BLK_S_IOERR
@@ -120,7 +123,7 @@ def general(queue: Queue, head: int, chain: Chain, dirty: list[Chain]) -> int | 
         segments: list[tuple[int, int]] = []
         result = VIRTIO_BLK_S_UNSUPP
         if queue.ring.features >> _FEATURE[operation] & 1:
-            result, segments = _segments(queue.device, operation, b"".join(sent))
+            result, segments = _segments(queue.device, operation, sent)
         if segments and not storage.synchronous:
             request = Request(queue, head, only_status, operation, 0, len(segments), status)
             queue.outstanding[head] = request
@@ -151,16 +154,16 @@ def general(queue: Queue, head: int, chain: Chain, dirty: list[Chain]) -> int | 
     return written
 
 
-def _segments(device: Device, operation: int, content: bytes) -> tuple[int, list[tuple[int, int]]]:
+def _segments(device: Device, operation: int, sent: list[memoryview]) -> tuple[int, list[tuple[int, int]]]:
     """Return the status so far, and ``(physical, bytes)`` of each piece of a DISCARD or WRITE_ZEROES: all of them or
     none (virtio 1.3, 5.2.6.2).
     """
-    count, rest = divmod(len(content), VIRTIO_BLK_SEGMENT_SIZE)
+    count, rest = divmod(sum(map(len, sent)), VIRTIO_BLK_SEGMENT_SIZE)
     if rest or not 0 < count <= MAX_DISCARD_SEGMENTS:
         return VIRTIO_BLK_S_IOERR, []
     allowed = VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP if operation == ZERO else 0
     found: list[tuple[int, int]] = []
-    for sector, sectors, flags in struct.iter_unpack(VIRTIO_BLK_SEGMENT, content):
+    for sector, sectors, flags in struct.iter_unpack(VIRTIO_BLK_SEGMENT, b"".join(sent)):
         if flags & ~allowed:
             return VIRTIO_BLK_S_UNSUPP, []
         pieces = device.extents.pieces(sector * SECTOR_SIZE, sectors * SECTOR_SIZE, True)

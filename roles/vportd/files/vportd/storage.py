@@ -23,6 +23,8 @@ READ, WRITE, FLUSH, DISCARD, ZERO = range(5)
 OPERATIONS = ("read", "write", "flush", "discard", "write_zeroes")
 # fallocate(2): what DISCARD and ZERO are to a file or a block device; what was discarded reads as zeroes
 FALLOCATE = {DISCARD: 0x01 | 0x02, ZERO: 0x01 | 0x10}  # KEEP_SIZE with PUNCH_HOLE or with ZERO_RANGE
+BOUNCE = 256 << 10  # bytes of a bounce buffer at most: a longer operation goes through it in parts
+BOUNCE_KEPT = 16 << 20  # bytes of bounce buffers that are kept for the next use
 GATE_POLL = 0.02  # seconds between two looks of a thread that waits at the gate
 Token = object
 Completion = tuple[Token, int]
@@ -130,30 +132,39 @@ class FileStorage(Storage):
 
 
 class Pool:
-    """Bounce buffers, aligned to a page, of sizes that are powers of 2; kept for the next use up to 64 of a size."""
+    """Bounce buffers, aligned to a page, of sizes that are powers of 2 up to BOUNCE; BOUNCE_KEPT bytes of them are kept
+    for the next use. What a guest asks for does not decide how much memory they take.
+    """
 
     def __init__(self) -> None:
         self._free: dict[int, list[memoryview]] = {}
+        self._kept = 0
 
     def get(self, length: int) -> memoryview:
-        """Return a buffer of at least ``length`` bytes."""
-        size = max(mmap.PAGESIZE, 1 << (length - 1).bit_length())
+        """Return a buffer of at least ``length`` bytes, or one of BOUNCE bytes if that is less."""
+        size = max(mmap.PAGESIZE, 1 << (min(length, BOUNCE) - 1).bit_length())
         free = self._free.get(size)
-        return free.pop() if free else memoryview(mmap.mmap(-1, size))
+        if not free:
+            return memoryview(mmap.mmap(-1, size))
+        self._kept -= size
+        return free.pop()
 
     def put(self, buffer: memoryview) -> None:
         """Take back a buffer."""
-        free = self._free.setdefault(len(buffer), [])
-        if len(free) < 64:
-            free.append(buffer)
+        if self._kept + len(buffer) <= BOUNCE_KEPT:
+            self._kept += len(buffer)
+            self._free.setdefault(len(buffer), []).append(buffer)
 
 
 def gather(views: list[memoryview], buffer: memoryview) -> None:
-    """Copy the buffers into one."""
-    at = 0
+    """Copy the buffers into one, until that is full."""
+    at, end = 0, len(buffer)
     for view in views:
-        buffer[at : at + len(view)] = view
-        at += len(view)
+        size = min(len(view), end - at)
+        if size <= 0:
+            break
+        buffer[at : at + size] = view[:size]
+        at += size
 
 
 def scatter(buffer: memoryview, views: list[memoryview], done: int) -> None:
@@ -218,17 +229,26 @@ class ThreadStorage(Storage):
     def _operation(self, operation: int, offset: int, views: list[memoryview], length: int) -> int:
         if operation >= FLUSH or self._alignment == 1 or is_aligned(views, self._alignment):
             return transfer(self.fd, operation, offset, views, length)
-        length = sum(map(len, views))
+        try:
+            with self._lock:
+                bounce = self._bounce.get(sum(map(len, views)))
+        except OSError as problem:  # no memory
+            return -(problem.errno or errno.ENOMEM)
+        result = done = 0
+        while views:
+            buffer = bounce[: sum(map(len, views))]
+            if operation == WRITE:
+                gather(views, buffer)
+            result = transfer(self.fd, operation, offset + done, [buffer])
+            if result <= 0:
+                break
+            if operation == READ:
+                scatter(buffer, views, result)
+            done += result
+            views = rest_of(views, result)
         with self._lock:
-            buffer = self._bounce.get(length)
-        if operation == WRITE:
-            gather(views, buffer)
-        result = transfer(self.fd, operation, offset, [buffer[:length]])
-        if operation == READ and result > 0:
-            scatter(buffer, views, result)
-        with self._lock:
-            self._bounce.put(buffer)
-        return result
+            self._bounce.put(bounce)
+        return min(result, 0) or done
 
     def reap(self) -> list[Completion]:
         try:

@@ -145,16 +145,21 @@ class UringStorage(Storage):
         if not self._free:
             self._waiting.append((token, operation, offset, views, length))
             return
-        buffers, bounce = views, None
         if operation < FLUSH and (
             len(views) > _IOV_MAX or (self._alignment > 1 and not is_aligned(views, self._alignment))
         ):
-            total = sum(map(len, views))
-            bounce = self._pool.get(total)
-            if operation == WRITE:
-                gather(views, bounce)
-            buffers = [bounce[:total]]
-        self._put(token, operation, offset, views, buffers, bounce, length)
+            self._put_part(token, operation, offset, views, self._pool.get(sum(map(len, views))), 0)
+        else:
+            self._put(token, operation, offset, views, views, None, length)
+
+    def _put_part(
+        self, token: Token, operation: int, offset: int, views: list[memoryview], bounce: memoryview, done: int
+    ) -> None:
+        """Start as much of an operation as its bounce buffer holds. ``done`` bytes are done, ``views`` is the rest."""
+        buffer = bounce[: sum(map(len, views))]
+        if operation == WRITE:
+            gather(views, buffer)
+        self._put(token, operation, offset, views, [buffer], bounce, done)
 
     def _put(
         self,
@@ -166,6 +171,7 @@ class UringStorage(Storage):
         bounce: memoryview | None,
         size: int,
     ) -> None:
+        """Start one operation. ``size``: bytes of DISCARD or ZERO; with a bounce buffer, what is done already."""
         slot = self._free.pop()
         self._slots[slot] = (token, operation, offset, views, buffers, bounce, size)
         flags = 0
@@ -230,17 +236,19 @@ class UringStorage(Storage):
                 if result in (-errno.EAGAIN, -errno.EINTR):
                     self._put(token, operation, offset, views, buffers, bounce, size)
                     continue
-                if 0 < result < total:  # the rest of a short transfer; what is done already counts as done
-                    whole = sum(map(len, views))
-                    if bounce is not None and operation == READ:
-                        scatter(bounce, views, whole - total + result)
-                    self._put(token, operation, offset + result, views, rest_of(buffers, result), bounce, size)
-                    continue
                 if bounce is not None:
                     if operation == READ and result > 0:
-                        scatter(bounce, views, sum(map(len, views)))
+                        scatter(bounce, views, result)
+                    if result > 0 and (left := rest_of(views, result)):
+                        self._put_part(token, operation, offset + result, left, bounce, size + result)
+                        continue
                     self._pool.put(bounce)
-                if result >= 0:
+                    if result >= 0:
+                        result += size
+                elif 0 < result < total:  # the rest of a short transfer; what is done already counts as done
+                    self._put(token, operation, offset + result, views, rest_of(buffers, result), None, size)
+                    continue
+                elif result >= 0:
                     result = sum(map(len, views)) - total + result
             done.append((token, result))
         words[self._cq_head] = head

@@ -56,5 +56,6 @@ VIRTIO_BLK_CONFIG_SIZE = 60
 # What the engine offers
 SEG_MAX = 126
 MAX_CHAIN = 1024  # the longest descriptor chain taken (2.7.5.1: no longer than the queue size)
+MAX_DATA = 64 << 20  # bytes of data of one request; Linux asks for 1280 KiB or 4 MiB, unless max_sectors_kb was raised
 MAX_DISCARD_SECTORS = 1 << 20  # a segment of DISCARD or WRITE_ZEROES: 512 MiB
 MAX_DISCARD_SEGMENTS = 16

@@ -184,7 +184,7 @@ class Virtqueue:
                     or chain[7] != head + 2
                     or chain[10] & 5
                 ):
-                    chain = self._direct(head)
+                    chain = self.chain(head)
                 words[slot + 1] = counter
                 words[slot] = 1
                 counter += 1
@@ -198,31 +198,30 @@ class Virtqueue:
         return taken
 
     def chain(self, head: int) -> Chain:
-        """Return the chain that starts at ``head``, the slow way. Raises RingBroken, MemoryFault."""
-        address, length, flags, __ = _one(self.desc, head << 4)
-        if not flags & _INDIRECT:
-            return self._direct(head)
-        if not self.indirect or flags & _NEXT or not length or length & 15 or length > MAX_CHAIN * 16:
-            raise RingBroken(
-                f"descriptor {head}: indirect table of {length} bytes with flags {flags:#x} is not allowed"
-            )
-        n = length >> 4
-        return self._walk(_table(n).unpack(self.memory.read(address, length)), n, 0)
-
-    def _direct(self, head: int) -> Chain:
-        """Return the chain in the descriptor table itself. Raises RingBroken on a loop or an index outside."""
+        """Return the chain that starts at ``head``, of whatever shape: descriptors of the table itself, of which the
+        last may refer to an indirect table (virtio 1.3, 2.7.5.3.2). Raises RingBroken, MemoryFault.
+        """
         size = self.size
         desc = self.desc
         chain: Chain = ()
         index = head
         for __ in range(min(size, MAX_CHAIN)):
             one = _one(desc, index << 4)
-            if one[2] & _INDIRECT:
-                raise RingBroken(f"descriptor {index}: an indirect table inside a chain is not taken")
-            chain += one
-            if not one[2] & _NEXT:
+            address, length, flags, following = one
+            if flags & _INDIRECT:
+                if not self.indirect or flags & _NEXT or not length or length & 15 or length > MAX_CHAIN * 16:
+                    raise RingBroken(
+                        f"descriptor {index}: indirect table of {length} bytes with flags {flags:#x} is not allowed"
+                    )
+                n = length >> 4
+                chain += self._walk(_table(n).unpack(self.memory.read(address, length)), n, 0)
+                if len(chain) > 4 * MAX_CHAIN:
+                    raise RingBroken(f"descriptor chain of head {head} is longer than {MAX_CHAIN}")
                 return chain
-            index = one[3]
+            chain += one
+            if not flags & _NEXT:
+                return chain
+            index = following
             if index >= size:
                 raise RingBroken(f"descriptor chain of head {head} goes on at {index} of a queue of {size}")
         raise RingBroken(f"descriptor chain of head {head} does not end")
