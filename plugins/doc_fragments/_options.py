@@ -31,10 +31,10 @@ options:
 options:
   adapter:
     description:
-      - PCI address of the PF of the adapter that shows the pool's namespace.
+      - PCI address of the PF of the adapter that shows the pool's namespace. One of O(adapter), O(serial) and O(nqn) is
+        required.
       - The device is always looked up through the PF, since the same physical volume also shows through every VF.
     type: str
-    required: true
   nsid:
     description:
       - Namespace ID of the pool's storage on the adapter.
@@ -42,13 +42,9 @@ options:
     default: 1
 """
 
-    # Which adapter
-    ADAPTER = r"""
+    # Which adapter, by what does not change with the slot
+    NAMES = r"""
 options:
-  pf:
-    description:
-      - PCI address of the physical function (PF) of the adapter, as C(lspci -D) shows it.
-    type: str
   serial:
     description:
       - Serial number of the adapter, where it is to be found by that.
@@ -56,5 +52,14 @@ options:
   nqn:
     description:
       - NVMe Qualified Name (NQN) of the adapter's subsystem, where it is to be found by that.
+    type: str
+"""
+
+    # Which adapter, by its address
+    ADAPTER = r"""
+options:
+  pf:
+    description:
+      - PCI address of the physical function (PF) of the adapter, as C(lspci -D) shows it.
     type: str
 """

@@ -47,4 +47,10 @@ ADAPTER = ArgumentSpec(
     {"pf": {"type": "str"}, "serial": {"type": "str"}, "nqn": {"type": "str"}},
     mutually_exclusive=[("pf", "serial", "nqn")],
 )
-STORAGE = ArgumentSpec({"adapter": {"type": "str", "required": True}, "nsid": {"type": "int", "default": 1}})
+ON_ADAPTER = ArgumentSpec(
+    {"adapter": {"type": "str"}, "serial": {"type": "str"}, "nqn": {"type": "str"}},
+    mutually_exclusive=[("adapter", "serial", "nqn")],
+)
+STORAGE = ON_ADAPTER.merge(
+    ArgumentSpec({"nsid": {"type": "int", "default": 1}}, required_one_of=[("adapter", "serial", "nqn")])
+)

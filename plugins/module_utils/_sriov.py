@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from . import _nvme
 from ._errors import Refused
@@ -174,10 +175,13 @@ def physical_functions(host: Host) -> list[str]:
     ]
 
 
-def choose(host: Host, pf: str | None, serial: str | None, nqn: str | None) -> str:
-    """Address of the PF that one of the three names; Refused when there is none, or more than one."""
+def choose(host: Host, pf: str | None, serial: str | None, nqn: str | None, option: str = "pf") -> str:
+    """Address of the PF that one of the three names; Refused when there is none, or more than one.
+
+    ``option`` is what the module calls the address.
+    """
     if pf is not None:
-        return pci_address(pf, "pf")
+        return pci_address(pf, option)
     what, wanted = ("serial", serial) if serial is not None else ("nqn", nqn)
     attribute = "serial" if serial is not None else "subsysnqn"
     found = {address: _attribute(host, address, attribute) for address in physical_functions(host)}
@@ -186,13 +190,20 @@ def choose(host: Host, pf: str | None, serial: str | None, nqn: str | None) -> s
         return matching[0]
     if matching:
         raise Refused(
-            f"{what}: {wanted} is of {len(matching)} adapters ({', '.join(matching)}); give pf, the address of one"
+            f"{what}: {wanted} is of {len(matching)} adapters ({', '.join(matching)}); give {option}, the address of "
+            "one"
         )
     listed = ", ".join(f"{address} has {value or 'none that can be read'}" for address, value in found.items())
     raise Refused(
         f"{what}: no NVMe adapter with SR-IOV on this host has {wanted} ({listed or 'there is none'}); correct it, or "
-        "give pf"
+        f"give {option}"
     )
+
+
+def chosen(host: Host, options: Mapping[str, Any]) -> str | None:
+    """The same for a module whose options are ``adapter``, ``serial`` and ``nqn``; None when all are left out."""
+    names = (options["adapter"], options["serial"], options["nqn"])
+    return choose(host, *names, "adapter") if any(names) else None
 
 
 def _attribute(host: Host, address: str, name: str) -> str | None:

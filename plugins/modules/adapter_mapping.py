@@ -63,7 +63,8 @@ options:
     type: str
   adapter:
     description:
-      - PCI address of the PF. Defaults to the adapter of the vport; another one is refused.
+      - PCI address of the PF. With O(serial) and O(nqn) left out too, it is the adapter of the vport; another one is
+        refused.
     type: str
   nsid:
     description:
@@ -83,6 +84,7 @@ options:
     default: present
 extends_documentation_fragment:
   - iovlab.storage._attributes
+  - iovlab.storage._options.names
   - iovlab.storage._options.rpc
   - iovlab.storage._options.planned
 seealso:
@@ -150,16 +152,23 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.iovlab.storage.plugins.module_utils import _mapped, _mapping, _nvme, _pool, _vport
-from ansible_collections.iovlab.storage.plugins.module_utils._argspec import PLANNED, RPC, STATE, ArgumentSpec
+from ansible_collections.iovlab.storage.plugins.module_utils import _mapped, _mapping, _nvme, _pool, _sriov, _vport
+from ansible_collections.iovlab.storage.plugins.module_utils._argspec import (
+    ON_ADAPTER,
+    PLANNED,
+    RPC,
+    STATE,
+    ArgumentSpec,
+)
 from ansible_collections.iovlab.storage.plugins.module_utils._errors import Refused
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
 from ansible_collections.iovlab.storage.plugins.module_utils._plan import Plan, Step, carry_out
 from ansible_collections.iovlab.storage.plugins.module_utils._rpc import Vportd
-from ansible_collections.iovlab.storage.plugins.module_utils._units import pci_address, vport_name
+from ansible_collections.iovlab.storage.plugins.module_utils._units import vport_name
 
 SPEC = STATE.merge(
+    ON_ADAPTER,
     RPC,
     PLANNED,
     ArgumentSpec(
@@ -167,7 +176,6 @@ SPEC = STATE.merge(
             "vport": {"type": "str", "required": True},
             "luns": _mapping.LUNS,
             "pool": {"type": "str"},
-            "adapter": {"type": "str"},
             "nsid": {"type": "int"},
             "generation": {"type": "int"},
         },
@@ -182,6 +190,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     present = options["state"] == "present"
     if present:
         _mapping.refuse_doubles(options["luns"])
+    options["adapter"] = _sriov.chosen(host, options)
     with Vportd(options["rpc_socket"]) as vportd:
         record = vportd.vport(name)
         if record is None and not present:
@@ -212,7 +221,7 @@ def _wanted(
 ) -> tuple[_mapping.Lun, ...]:
     """The LUNs asked for, with extents, known to be good."""
     adapter = _vport.adapter_of(vportd.adapters(), record["adapter"])
-    if options["adapter"] and pci_address(options["adapter"], "adapter") != adapter["adapter"]:
+    if options["adapter"] not in (None, adapter["adapter"]):
         raise Refused(
             f"adapter: vport {record['vport']} is on adapter {adapter['adapter']}, not {options['adapter']}; correct "
             "it or leave it out"

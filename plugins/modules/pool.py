@@ -39,6 +39,7 @@ options:
 extends_documentation_fragment:
   - iovlab.storage._attributes
   - iovlab.storage._options.storage
+  - iovlab.storage._options.names
 requirements:
   - lvm2 2.03.12 or later
 seealso:
@@ -52,10 +53,10 @@ EXAMPLES = r"""
     adapter: "0000:01:00.0"
     nsid: 1
 
-- name: Remove the empty pool
+- name: Remove the empty pool, whatever slot the adapter is in
   iovlab.storage.pool:
     name: san
-    adapter: "0000:01:00.0"
+    serial: A1B2C3
     state: absent
 """
 
@@ -86,11 +87,11 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.iovlab.storage.plugins.module_utils import _nvme, _pool
+from ansible_collections.iovlab.storage.plugins.module_utils import _nvme, _pool, _sriov
 from ansible_collections.iovlab.storage.plugins.module_utils._argspec import STATE, STORAGE, ArgumentSpec
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
-from ansible_collections.iovlab.storage.plugins.module_utils._units import lvm_name, parse_size, pci_address
+from ansible_collections.iovlab.storage.plugins.module_utils._units import lvm_name, parse_size
 
 SPEC = STATE.merge(
     STORAGE,
@@ -102,7 +103,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     options = module.params
     name = lvm_name(options["name"], "name")
     extent_size = parse_size(options["extent_size"], "extent_size")
-    address = pci_address(options["adapter"], "adapter")
+    address = _sriov.choose(host, options["adapter"], options["serial"], options["nqn"], "adapter")
     with host.locked(f"pool-{address}-{options['nsid']}", _pool.LVM_TIMEOUT):
         namespace = _nvme.namespace(host, address, options["nsid"])
         storage = _pool.read_storage(host, namespace.device, namespace.size)

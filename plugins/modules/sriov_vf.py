@@ -82,6 +82,7 @@ options:
 extends_documentation_fragment:
   - iovlab.storage._attributes
   - iovlab.storage._options.adapter
+  - iovlab.storage._options.names
   - iovlab.storage._options.rpc
 requirements:
   - nvme-cli

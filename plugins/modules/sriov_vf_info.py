@@ -18,6 +18,7 @@ author:
 extends_documentation_fragment:
   - iovlab.storage._attributes.info_module
   - iovlab.storage._options.adapter
+  - iovlab.storage._options.names
   - iovlab.storage._options.rpc
 requirements:
   - nvme-cli

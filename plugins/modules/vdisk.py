@@ -57,6 +57,7 @@ options:
 extends_documentation_fragment:
   - iovlab.storage._attributes
   - iovlab.storage._options.storage
+  - iovlab.storage._options.names
   - iovlab.storage._options.rpc
   - iovlab.storage._options.planned
 notes:
@@ -140,13 +141,13 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.iovlab.storage.plugins.module_utils import _lease, _mapped, _nvme, _pool
+from ansible_collections.iovlab.storage.plugins.module_utils import _lease, _mapped, _nvme, _pool, _sriov
 from ansible_collections.iovlab.storage.plugins.module_utils._argspec import PLANNED, RPC, STATE, STORAGE, ArgumentSpec
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
 from ansible_collections.iovlab.storage.plugins.module_utils._plan import Plan, Step
 from ansible_collections.iovlab.storage.plugins.module_utils._rpc import Vportd
-from ansible_collections.iovlab.storage.plugins.module_utils._units import lvm_name, parse_size, pci_address
+from ansible_collections.iovlab.storage.plugins.module_utils._units import lvm_name, parse_size
 
 SPEC = STATE.merge(
     STORAGE,
@@ -170,7 +171,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     name = lvm_name(options["name"], "name")
     present = options["state"] == "present"
     size = parse_size(options["size"], "size") if present else None
-    address = pci_address(options["adapter"], "adapter")
+    address = _sriov.choose(host, options["adapter"], options["serial"], options["nqn"], "adapter")
     with host.locked(f"pool-{address}-{options['nsid']}", _pool.LVM_TIMEOUT), Vportd(options["rpc_socket"]) as vportd:
         namespace = _nvme.namespace(host, address, options["nsid"])
         pool = _pool.pool_of(_pool.read_storage(host, namespace.device, namespace.size), options["pool"])

@@ -27,6 +27,7 @@ options:
 extends_documentation_fragment:
   - iovlab.storage._attributes.info_module
   - iovlab.storage._options.storage
+  - iovlab.storage._options.names
 requirements:
   - lvm2 2.03.12 or later
 seealso:
@@ -39,6 +40,12 @@ EXAMPLES = r"""
     pool: san
     adapter: "0000:01:00.0"
   register: san
+
+- name: Read one, on an adapter that is named by its subsystem
+  iovlab.storage.vdisk_info:
+    pool: san
+    name: web1
+    nqn: nqn.2014-08.org.nvmexpress:uuid:7f6d
 """
 
 RETURN = r"""
@@ -73,18 +80,18 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.iovlab.storage.plugins.module_utils import _nvme, _pool
+from ansible_collections.iovlab.storage.plugins.module_utils import _nvme, _pool, _sriov
 from ansible_collections.iovlab.storage.plugins.module_utils._argspec import STORAGE, ArgumentSpec
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
-from ansible_collections.iovlab.storage.plugins.module_utils._units import pci_address
 
 SPEC = STORAGE.merge(ArgumentSpec({"pool": {"type": "str", "required": True}, "name": {"type": "str"}}))
 
 
 def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     options = module.params
-    namespace = _nvme.namespace(host, pci_address(options["adapter"], "adapter"), options["nsid"])
+    address = _sriov.choose(host, options["adapter"], options["serial"], options["nqn"], "adapter")
+    namespace = _nvme.namespace(host, address, options["nsid"])
     pool = _pool.pool_of(_pool.read_storage(host, namespace.device, namespace.size, readonly=True), options["pool"])
     vdisks = [_pool.described(pool, vdisk) for vdisk in pool.vdisks if options["name"] in (None, vdisk.name)]
     return {"changed": False, "pool": _pool.described_pool(pool), "vdisks": vdisks}

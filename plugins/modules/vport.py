@@ -22,7 +22,8 @@ options:
     required: true
   adapter:
     description:
-      - PCI address of the PF of the adapter. May be left out where C(vportd) serves only one.
+      - PCI address of the PF of the adapter. Where C(vportd) serves only one, O(adapter), O(serial) and O(nqn) may all
+        be left out.
     type: str
   incoming:
     description:
@@ -42,6 +43,7 @@ options:
     default: present
 extends_documentation_fragment:
   - iovlab.storage._attributes
+  - iovlab.storage._options.names
   - iovlab.storage._options.rpc
   - iovlab.storage._options.planned
 seealso:
@@ -54,6 +56,11 @@ EXAMPLES = r"""
 - name: A vport for the virtual machine web1
   iovlab.storage.vport:
     name: web1
+
+- name: A vport on one of several adapters
+  iovlab.storage.vport:
+    name: web2
+    serial: A1B2C3
 
 - name: The vport on the destination of a migration
   iovlab.storage.vport:
@@ -94,21 +101,27 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.iovlab.storage.plugins.module_utils import _vport
-from ansible_collections.iovlab.storage.plugins.module_utils._argspec import PLANNED, RPC, STATE, ArgumentSpec
+from ansible_collections.iovlab.storage.plugins.module_utils import _sriov, _vport
+from ansible_collections.iovlab.storage.plugins.module_utils._argspec import (
+    ON_ADAPTER,
+    PLANNED,
+    RPC,
+    STATE,
+    ArgumentSpec,
+)
 from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._module import run
 from ansible_collections.iovlab.storage.plugins.module_utils._plan import Plan, Step, carry_out
 from ansible_collections.iovlab.storage.plugins.module_utils._rpc import Vportd
-from ansible_collections.iovlab.storage.plugins.module_utils._units import pci_address, vport_name
+from ansible_collections.iovlab.storage.plugins.module_utils._units import vport_name
 
 SPEC = STATE.merge(
+    ON_ADAPTER,
     RPC,
     PLANNED,
     ArgumentSpec(
         {
             "name": {"type": "str", "required": True},
-            "adapter": {"type": "str"},
             "incoming": {"type": "bool", "default": False},
             "force": {"type": "bool", "default": False},
         }
@@ -120,7 +133,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     options = module.params
     name = vport_name(options["name"], "name")
     present = options["state"] == "present"
-    adapter = pci_address(options["adapter"], "adapter") if options["adapter"] else None
+    adapter = options["adapter"] = _sriov.chosen(host, options)
     with Vportd(options["rpc_socket"]) as vportd:
         record = vportd.vport(name)
         if present and (record is None or adapter):

@@ -88,14 +88,22 @@ def _adapter(s: Server) -> Findings:
 def _inventory(s: Server) -> Findings:
     if s.wanted is None:
         raise NotAsked("what the inventory has for it was not given")
-    found = {one.get("pf"): one for one in s.adapters}
     for one in s.wanted:
-        pf, vfs = one.get("pf"), int(one.get("vfs") or 0)
-        adapter = found.get(pf)
-        if adapter is None:
+        key = next((key for key in ("pf", "serial", "nqn") if one.get(key) is not None), "pf")
+        name, vfs = one.get(key), int(one.get("vfs") or 0)
+        found = [adapter for adapter in s.adapters if str(adapter.get(key)) == str(name)]
+        adapter = found[0] if len(found) == 1 else None
+        pf = adapter.get("pf") if adapter else name
+        if adapter is None and found:
             yield Finding(
-                f"the inventory has adapter {pf}, which is no NVMe adapter with SR-IOV here (there is: "
-                f"{some([str(key) for key in found]) or 'none'})",
+                f"the inventory has adapter {name}, which {len(found)} are here "
+                f"({some([str(one.get('pf')) for one in found])})",
+                "give pf in the inventory, the address of one",
+            )
+        elif adapter is None:
+            yield Finding(
+                f"the inventory has adapter {name}, which is no NVMe adapter with SR-IOV here (there is: "
+                f"{some([str(one.get(key)) for one in s.adapters]) or 'none'})",
                 "correct adapters in the inventory",
             )
         elif vfs > int(adapter["totalvfs"]):

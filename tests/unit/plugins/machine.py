@@ -26,6 +26,8 @@ from ansible_collections.iovlab.storage.plugins.module_utils._host import Host
 from ansible_collections.iovlab.storage.plugins.module_utils._sysfs import Sysfs
 
 PF = "0000:01:00.0"
+SERIAL = "SERIAL-01"
+NQN = "nqn.2019-08.org.example:01"
 IDENTITY = "uuid.0b9d1f8a-5c1e-4a55-9d3e-2f6f1c1f7a10"
 MIB = 1024 * 1024
 
@@ -332,6 +334,11 @@ class Machine:
     @property
     def device(self) -> Path:
         return self.dev / "nvme0n1"
+
+    def double(self) -> None:
+        """Another adapter, with the serial number and the NQN of the first."""
+        devices = self.sys / "bus/pci/devices"
+        shutil.copytree(devices / PF, devices / "0000:05:00.0", symlinks=True)
 
     def read(self, path: str) -> str:
         return (self.sys / path).read_text().strip()

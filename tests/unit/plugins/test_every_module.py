@@ -27,7 +27,7 @@ from ansible_collections.iovlab.storage.plugins.module_utils import _guest_agent
 from tests.unit.plugins import libvirt_facts, real
 from tests.unit.plugins.guest_agent import Libraries
 from tests.unit.plugins.libvirt_hosts import Domain, Network, libvirtError
-from tests.unit.plugins.machine import MIB, PF, Machine
+from tests.unit.plugins.machine import MIB, NQN, PF, SERIAL, Machine
 from tests.unit.plugins.runner import Modules
 from tests.unit.plugins.test_documentation import documentation
 from tests.unit.plugins.vportd_server import HOST_ID, Engine
@@ -156,20 +156,27 @@ def _left_over(world: World) -> None:
 
 
 LVM = ("emulated", "lvm")
+GONE = {"state": "absent"}
 SAN = {"name": "iovlabtest", "adapter": PF, "extent_size": "1MiB"}
 WEB1 = {"pool": "iovlabtest", "adapter": PF, "name": "web1", "size": "2MiB"}
+SAN_BY_SERIAL = {"name": "iovlabtest", "serial": SERIAL, "extent_size": "1MiB"}
+WEB1_BY_NQN = {"pool": "iovlabtest", "nqn": NQN, "name": "web1", "size": "2MiB"}
 POOL: tuple[Before, ...] = (("pool", SAN),)
 VDISK: tuple[Before, ...] = (*POOL, ("vdisk", WEB1))
 OLD_POOL: tuple[Before, ...] = (("pool", SAN | {"name": "san"}), ("vdisk", WEB1 | {"pool": "san"}))
 POOLS = [
     Row("pool", SAN, (_left_over,), on=LVM, name="fresh"),
     Row("pool", SAN, POOL, changed=False, on=LVM, name="there"),
+    Row("pool", SAN_BY_SERIAL, on=LVM, name="by serial"),
+    Row("pool", {"name": "iovlabtest", "nqn": NQN}, POOL, changed=False, on=LVM, name="there, by NQN"),
     Row("pool", SAN | {"name": "san"}, (*OLD_POOL, _activated), name="would be activated"),
     Row("pool", SAN | {"name": "san"}, (*OLD_POOL, _without_leases), name="without leases"),
     Row("pool", SAN | {"state": "absent"}, POOL, on=LVM, name="absent"),
     Row("pool", SAN | {"state": "absent"}, changed=False, on=LVM, name="never there"),
     Row("vdisk", WEB1, (_left_over, *POOL), on=LVM, name="fresh"),
     Row("vdisk", WEB1, VDISK, changed=False, on=LVM, name="there"),
+    Row("vdisk", WEB1_BY_NQN, POOL, on=LVM, name="by NQN"),
+    Row("vdisk", {**WEB1_BY_NQN, **GONE}, VDISK, on=LVM, name="absent, by NQN"),
     Row("vdisk", WEB1 | {"size": "1500000"}, POOL, on=LVM, name="rounded up"),
     Row("vdisk", WEB1 | {"size": "4MiB"}, (*VDISK, ("vdisk", WEB1 | {"name": "web2"})), on=LVM, name="grown"),
     Row("vdisk", WEB1 | {"wipe": False}, POOL, on=LVM, name="not wiped"),
@@ -201,7 +208,6 @@ LUNS: list[dict[str, Any]] = [
     {"lun": 1, "vdisk": "data", "extents": [[0, 8 * MIB, MIB]], "readonly": True},
 ]
 V1 = {"vport": "v1"}
-GONE = {"state": "absent"}
 VPORT: tuple[Before, ...] = (("vport", {"name": "v1"}),)
 MAPPED: tuple[Before, ...] = (*VPORT, ("adapter_mapping", {**V1, "luns": LUNS}))
 BOUND: tuple[Before, ...] = (*MAPPED, ("vport_binding", V1))
@@ -210,11 +216,16 @@ FROM_POOL = {**V1, "pool": "iovlabtest", "luns": [{"lun": 5, "vdisk": "web1"}]}
 VPORTS = [
     Row("vport", {"name": "v1"}, on=BOTH, name="fresh"),
     Row("vport", {"name": "v1"}, VPORT, changed=False, on=BOTH, name="there"),
+    Row("vport", {"name": "v1", "serial": SERIAL}, on=BOTH, name="by serial"),
+    Row("vport", {"name": "v1", "nqn": NQN}, VPORT, changed=False, on=BOTH, name="there, by NQN"),
+    Row("vport", {"name": "v1", "serial": SERIAL, **GONE}, VPORT, on=BOTH, name="absent, by serial"),
     Row("vport", {"name": "v1", "incoming": True}, on=BOTH, name="incoming"),
     Row("vport", {"name": "v1", **GONE}, MAPPED, on=BOTH, name="absent"),
     Row("vport", {"name": "v1", "force": True, **GONE}, BOUND, on=BOTH, name="absent by force"),
     Row("vport", {"name": "v1", **GONE}, changed=False, on=BOTH, name="never there"),
     Row("adapter_mapping", {**V1, "luns": LUNS}, VPORT, on=BOTH, name="fresh"),
+    Row("adapter_mapping", {**V1, "luns": LUNS, "nqn": NQN}, VPORT, on=BOTH, name="by NQN"),
+    Row("adapter_mapping", {**V1, "luns": LUNS, "serial": SERIAL}, MAPPED, changed=False, on=BOTH, name="by serial"),
     Row("adapter_mapping", {**V1, "luns": LUNS[::-1]}, MAPPED, changed=False, on=BOTH, name="there"),
     Row("adapter_mapping", {**V1, "luns": LUNS[:1], "generation": 1}, MAPPED, on=BOTH, name="other LUNs"),
     Row("adapter_mapping", FROM_POOL, (*VDISK, *VPORT), name="from the pool"),

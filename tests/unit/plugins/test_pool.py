@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.iovlab.storage.plugins.module_utils import _zero
-from tests.unit.plugins.machine import MIB, PF, Machine, Volume
+from tests.unit.plugins.machine import MIB, NQN, PF, SERIAL, Machine, Volume
 from tests.unit.plugins.runner import Modules
 from tests.unit.plugins.vportd_server import Engine
 
@@ -180,6 +180,55 @@ def test_a_pool_that_cannot_be_is_refused(
     before = machine.fingerprint()
     assert word in modules.refused("pool", **arguments)
     assert machine.fingerprint() == before
+
+
+BY_NAME: list[tuple[str, dict[str, Any]]] = [
+    ("pool", {"name": "san"}),
+    ("pool", {"name": "san", "state": "absent"}),
+    ("vdisk", {"pool": "san", "name": "web1", "size": "2MiB"}),
+    ("vdisk", {"pool": "san", "name": "web1", "state": "absent"}),
+    ("vdisk_info", {"pool": "san"}),
+]
+
+
+@pytest.mark.parametrize("check", [False, True], ids=["run", "check"])
+@pytest.mark.parametrize(("module", "arguments"), BY_NAME)
+def test_an_adapter_that_no_name_or_more_than_one_fits_is_refused(
+    machine: Machine, pool: Modules, module: str, arguments: dict[str, Any], check: bool
+) -> None:
+    before = machine.fingerprint()
+    assert f"{PF} has {SERIAL}); correct it, or give adapter" in pool.refused(
+        module, check, **arguments, serial="OTHER"
+    )
+    assert f"nqn: no NVMe adapter with SR-IOV on this host has {SERIAL}" in pool.refused(
+        module, check, **arguments, nqn=SERIAL
+    )
+    assert "adapter: 'one' is not a PCI address" in pool.refused(module, check, **arguments, adapter="one")
+    assert "mutually exclusive" in pool.run(module, check, {**arguments, "adapter": PF, "serial": SERIAL})["msg"]
+    assert "required: adapter, serial, nqn" in pool.run(module, check, arguments)["msg"]
+    assert machine.fingerprint() == before
+    machine.double()
+    before = machine.fingerprint()
+    for name in ({"serial": SERIAL}, {"nqn": NQN}):
+        message = pool.refused(module, check, **arguments, **name)
+        assert f"2 adapters ({PF}, 0000:05:00.0); give adapter, the address of one" in message
+    assert machine.fingerprint() == before
+
+
+@pytest.mark.parametrize("name", [{"serial": SERIAL}, {"nqn": NQN}])
+def test_vdisks_are_read_by_any_name_of_the_adapter(pool: Modules, name: dict[str, Any]) -> None:
+    pool.vdisk(**SAN, name="web1", size="2MiB")
+    assert pool.vdisk_info(pool="san", **name) == pool.vdisk_info(**SAN)
+
+
+@pytest.mark.parametrize("name", [{"serial": SERIAL}, {"nqn": NQN}])
+def test_a_vdisk_that_is_mapped_stays_by_any_name_of_the_adapter(
+    pool: Modules, engine: Engine, name: dict[str, Any]
+) -> None:
+    pool.vdisk(**SAN, name="web1", size="2MiB")
+    pool.vport(name="v1")
+    pool.adapter_mapping(vport="v1", pool="san", luns=[{"lun": 0, "vdisk": "web1"}])
+    assert "vport v1" in pool.refused("vdisk", pool="san", name="web1", state="absent", **name)
 
 
 def test_a_vdisk_is_ready_when_nothing_of_the_former_tenant_is_left(machine: Machine, pool: Modules) -> None:

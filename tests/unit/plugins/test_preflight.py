@@ -112,6 +112,7 @@ def server(number: int) -> dict[str, Any]:
                 "state": "live",
                 "model": "SAN",
                 "serial": f"S{number}",
+                "nqn": f"nqn.san:{number}",
                 "totalvfs": 4,
                 "numvfs": 2,
                 "vfs": vfs,
@@ -781,6 +782,21 @@ def test_a_server_on_which_all_is_well_passes() -> None:
     judged = found["servers"]["hv1"]
     assert judged["problems"] == judged["warnings"] == []
     assert {check["result"] for check in judged["checks"]} == {"ok"}
+
+
+@pytest.mark.parametrize("name", [{"serial": "S1"}, {"nqn": "nqn.san:1"}])
+def test_an_adapter_of_the_inventory_is_found_by_any_name(name: dict[str, str]) -> None:
+    facts = server(1)
+    assert server_preflight({"hv1": facts}, {"hv1": [{"vfs": 4} | name]})["ok"]
+    (key, value), *__ = name.items()
+    for wanted, twice, words in (
+        ("other", 1, f"adapter other, which is no NVMe adapter with SR-IOV here (there is: {value})"),
+        (value, 2, f"adapter {value}, which 2 are here ({PF}, {PF})"),
+    ):
+        found = server_preflight({"hv1": {**facts, "adapters": facts["adapters"] * twice}}, {"hv1": [{key: wanted}]})
+        assert words in found["servers"]["hv1"]["problems"][0]["message"]
+    found = server_preflight({"hv1": facts}, {"hv1": [{"vfs": 9} | name]})
+    assert f"9 VFs of {PF}" in found["servers"]["hv1"]["problems"][0]["message"]
 
 
 ServerCase = tuple[str, Callable[[Any], Any], str, str]

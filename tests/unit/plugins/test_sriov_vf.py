@@ -594,7 +594,7 @@ def test_an_adapter_is_found_by_serial_number_or_nqn(machine: Machine, modules: 
 
 def test_a_name_that_is_of_no_adapter_or_of_two_is_refused(machine: Machine, modules: Modules) -> None:
     assert f"{PF} has SERIAL-01" in modules.refused("sriov_vf", serial="OTHER", count=1)
-    shutil.copytree(machine.sys / f"bus/pci/devices/{PF}", machine.sys / "bus/pci/devices/0000:05:00.0", symlinks=True)
+    machine.double()
     message = modules.refused("sriov_vf", serial="SERIAL-01", count=1)
     assert f"2 adapters ({PF}, 0000:05:00.0)" in message
     assert "mutually exclusive" in modules.sriov_vf(pf=PF, serial="SERIAL-01", count=1)["msg"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.plugins.machine import MIB, PF, Machine
+from tests.unit.plugins.machine import MIB, NQN, PF, SERIAL, Machine
 from tests.unit.plugins.runner import Modules
 from tests.unit.plugins.vportd_server import HOST_ID, Engine
 
@@ -81,6 +81,54 @@ def test_a_vport_does_not_move_to_another_adapter(v1: Modules, engine: Engine) -
     assert f"is on adapter {PF}" in v1.refused("vport", name="v1", adapter="0000:02:00.0")
     assert "2 adapters" in v1.refused("vport", name="v2")
     assert engine.fingerprint() == before
+
+
+BY_NAME: list[tuple[str, dict[str, Any]]] = [
+    ("vport", {"name": "v1"}),
+    ("vport", {"name": "v2"}),
+    ("vport", {"name": "v1", "state": "absent"}),
+    ("adapter_mapping", {"vport": "v1", "luns": LUNS[:1]}),
+    ("adapter_mapping", {"vport": "v1", "state": "absent"}),
+]
+
+
+@pytest.mark.parametrize("check", [False, True], ids=["run", "check"])
+@pytest.mark.parametrize(("module", "arguments"), BY_NAME)
+def test_an_adapter_that_no_name_or_more_than_one_fits_is_refused(
+    machine: Machine, v1: Modules, engine: Engine, module: str, arguments: dict[str, Any], check: bool
+) -> None:
+    before = engine.fingerprint()
+    assert f"{PF} has {SERIAL}); correct it, or give adapter" in v1.refused(module, check, **arguments, serial="OTHER")
+    assert "mutually exclusive" in v1.run(module, check, {**arguments, "adapter": PF, "nqn": NQN})["msg"]
+    machine.double()
+    for name in ({"serial": SERIAL}, {"nqn": NQN}):
+        message = v1.refused(module, check, **arguments, **name)
+        assert f"2 adapters ({PF}, 0000:05:00.0); give adapter, the address of one" in message
+    assert engine.fingerprint() == before
+
+
+@pytest.mark.parametrize("name", [{"serial": "SERIAL-05"}, {"nqn": "nqn.2019-08.org.example:05"}])
+def test_a_name_picks_one_of_several_adapters(
+    machine: Machine, v1: Modules, engine: Engine, name: dict[str, Any]
+) -> None:
+    second = "0000:05:00.0"
+    machine.double()
+    machine.write(f"bus/pci/devices/{second}/nvme/nvme0/serial", "SERIAL-05")
+    machine.write(f"bus/pci/devices/{second}/nvme/nvme0/subsysnqn", "nqn.2019-08.org.example:05")
+    before = engine.fingerprint()
+    assert f"does not serve adapter {second}" in v1.refused("vport", name="v2", **name)
+    engine.adapters.append(engine.adapters[0] | {"adapter": second, "vfs": []})
+    before = engine.fingerprint()
+    assert f"is on adapter {PF}" in v1.refused("vport", name="v1", **name)
+    assert f"is on adapter {PF}, not {second}" in v1.refused("adapter_mapping", vport="v1", luns=LUNS, **name)
+    assert engine.fingerprint() == before
+    assert v1.settles("vport", engine.fingerprint, name="v2", **name)["vport"]["adapter"] == second
+
+
+def test_what_is_planned_ahead_names_the_address(modules: Modules) -> None:
+    result = modules.vport(check=True, planned=True, name="v1", serial=SERIAL)
+    assert result["steps"] == [f"create vport v1 on adapter {PF}"]
+    assert "no NVMe adapter" in modules.refused("vport", check=True, planned=True, name="v1", serial="OTHER")
 
 
 def test_the_mapping_is_pushed_and_the_vm_gets_addresses(modules: Modules, engine: Engine) -> None:
