@@ -110,6 +110,45 @@ def test_a_killed_engine_comes_back_and_no_request_is_lost(path, make_engine, ma
     assert (record["path"], record["vf"], record["degraded"], record["generation"]) == (path, VF0, None, 1)
 
 
+@pytest.mark.parametrize("path", ["vf", "pf"])
+@pytest.mark.parametrize(("latency", "drained"), [([0.005, 0.05], True), ([1.0, 5.0], False)])
+def test_an_engine_that_is_stopped_under_load_goes_on_where_it_was(
+    latency, drained, path, make_engine, make_vport, front_end
+):
+    """SIGTERM, as the service manager sends it for an upgrade: what is not done in the 3 s of its drain is done by the
+    next one.
+    """
+    engine = make_engine(latency=latency)
+    rpc = make_vport(engine, bind=VF0, path=path)
+    front = front_end(engine.socket())
+    queue = front.start()
+    with Stream(queue) as stream:
+        for __ in range(3 if drained else 1):
+            before = stream.count
+            wait_for(lambda before=before: stream.count > before + 5 or stream.problem, 30)
+            wait_for(lambda rpc=rpc: rpc.vport_get(vport="vp0")["outstanding"] > 10, 30)
+            engine.stop()
+            assert ("ends undrained" in engine.log.read_text()) != drained
+            engine.start()
+            front.disconnect()
+            front.connect()
+            front.start(1)
+            rpc = engine.rpc()
+            events = {one["event"] for one in rpc.vport_get(vport="vp0")["history"]}
+            assert ("resubmitted" in events) != drained
+        before = stream.count
+        wait_for(lambda: stream.count > before + 20 or stream.problem, 30)
+    record = rpc.vport_get(vport="vp0")
+    assert (record["path"], record["vf"], record["degraded"], record["generation"]) == (path, VF0, None, 1)
+    assert record["luns"][0]["counters"]["errors"] == 0
+    left = dict(stream.blocks)
+    while left:
+        asked = {queue.submit(IN, slot * 8, length=4096): slot for slot in list(left)[: len(queue.free)]}
+        queue.kick()
+        for slot, status, data, __ in queue.wait(len(asked), 30):
+            assert (status, data) == (OK, left.pop(asked[slot]))
+
+
 def test_a_reconnect_after_a_broken_connection_goes_on_where_it_was(make_engine, make_vport, front_end):
     engine = make_engine(latency=[0.0, 0.05])
     make_vport(engine, bind=VF0)
