@@ -64,7 +64,7 @@ and whether the vport goes back to its VF. For storage that hangs the VM waits u
 """,
     "top": """\
 P50, P99 and P99.9 are latencies of the requests of that interval, as the upper end of a power of 2. With --json one
-line for each interval.
+line for each interval, with them in microseconds as latency_us.
 """,
     "samples": """\
 The engine keeps 900 samples of each vport, none of seconds in which it was idle. Latencies are those of that second.
