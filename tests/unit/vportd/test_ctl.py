@@ -61,6 +61,7 @@ def test_a_refusal_is_one_line_and_exit_status_1(ctl):
 def test_top_shows_what_happened_between_two_looks(ctl):
     (row,) = json.loads(ctl("--json", "top", "--interval", "0.05", "--count", "1"))
     assert (row["vport"], row["reads"]) == ("vp0", 0)
+    assert row["latency_us"] == {"p50": None, "p99": None, "p99.9": None}
     assert ctl("top", "--interval", "0.05", "--count", "2").count("VPORT") == 2
 
 
@@ -85,9 +86,11 @@ def test_rates_and_percentiles_come_from_the_difference():
 
     (row,) = ctl_text.rates(look(100, [0, 5, 0, 0]), look(300, [0, 5, 99, 1]), 2.0)
     assert (row["reads"], row["bytes_read"], row["histogram"]) == (100.0, 409600.0, [0, 0, 99, 1])
-    assert ctl_text.percentile(row["histogram"], 0.5) == "<4 us"
-    assert ctl_text.percentile(row["histogram"], 0.999) == "<8 us"
-    assert ctl_text.percentile([0, 0], 0.5) == "-"
+    assert row["latency_us"] == {"p50": 4, "p99": 4, "p99.9": 8}
+    assert "<4 us  <4 us  <8 us" in ctl_text.top([row])
+    assert ctl_text.percentile([0, 0], 0.5) is None
+    assert ctl_text.below(ctl_text.percentile([0] * 14 + [1], 0.5)) == "<16 ms"
+    assert ctl_text.below(None) == "-"
 
 
 def test_help_tells_each_command_and_completion_is_bash(ctl):

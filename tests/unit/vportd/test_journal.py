@@ -3,11 +3,13 @@
 
 import socket
 import struct
+import time
 
 import pytest
 
-from tests.unit.vportd.engine_process import VF0
+from tests.unit.vportd.engine_process import VF0, Refusal
 from tests.unit.vportd.frontend import IN, OK
+from tests.unit.vportd.test_paths import wait_for
 from vportd import journal
 
 
@@ -65,6 +67,46 @@ def test_each_change_is_a_message_with_its_fields(messages, make_engine, make_vp
     rpc.vport_resume(vport="vp0")  # the journal has gone: the message is a line
     assert "vport vp0: resumed" in engine.log.read_text()
     assert "switched" not in engine.log.read_text()
+
+
+def test_a_vport_that_stood_still_says_how_long(messages, make_engine, make_vport, front_end):
+    environment = {"VPORTD_JOURNAL": messages.getsockname(), "JOURNAL_STREAM": "STDERR"}
+    engine = make_engine(environment=environment, latency=0.4)
+    rpc = make_vport(engine)
+    front = front_end(engine.socket())
+    queue = front.start()
+
+    def taken(event):
+        found = read(messages, event)
+        assert (found["VPORT"], found["GENERATION"]) == ("vp0", "1")
+        return int(found["DURATION_USEC"]) * 1e-6
+
+    queue.submit(IN, 0, length=512)
+    queue.kick()
+    wait_for(lambda: rpc.vport_get(vport="vp0")["outstanding"])
+    with pytest.raises(Refusal):
+        rpc.vport_suspend(vport="vp0", timeout=0.1)
+    assert 0.1 <= taken("rolled_back") < 5
+    began = time.monotonic()
+    rpc.vport_suspend(vport="vp0")
+    time.sleep(0.3)
+    rpc.vport_resume(vport="vp0")
+    assert 0.3 <= taken("resumed") <= time.monotonic() - began
+    for when, stop in (("now", lambda: None), ("on_stop", front.stop_queue)):
+        queue.wait(len(queue.busy))
+        queue.submit(IN, 0, length=512)
+        queue.kick()
+        wait_for(lambda: rpc.vport_get(vport="vp0")["outstanding"])
+        began = time.monotonic()
+        rpc.vport_fence(vport="vp0", when=when)
+        stop()
+        assert 0 < taken("fenced") <= time.monotonic() - began
+        time.sleep(0.3)
+        rpc.vport_unfence(vport="vp0")
+        assert 0.3 <= taken("unfenced") <= time.monotonic() - began
+    rpc.vport_fence(vport="vp0", when="on_stop")
+    rpc.vport_unfence(vport="vp0")
+    assert "DURATION_USEC" not in read(messages, "unfenced")  # it never stood still
 
 
 def test_without_the_journal_behind_it_a_message_is_a_line(messages, make_engine, make_vport):

@@ -177,6 +177,9 @@ class Owner:
     async def _nothing(self, *__):
         return
 
+    async def turn(self):
+        return True
+
     memory_changed = log_changed = call_changed = rings_stopping = _nothing
 
 

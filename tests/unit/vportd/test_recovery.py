@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import threading
 from pathlib import Path
@@ -112,6 +113,45 @@ def test_a_killed_engine_comes_back_and_no_request_is_lost(path, make_engine, ma
     assert (record["path"], record["vf"], record["degraded"], record["generation"]) == (path, VF0, None, 1)
 
 
+@pytest.mark.parametrize("path", ["vf", "pf"])
+@pytest.mark.parametrize(("latency", "drained"), [([0.005, 0.05], True), ([1.0, 5.0], False)])
+def test_an_engine_that_is_stopped_under_load_goes_on_where_it_was(
+    latency, drained, path, make_engine, make_vport, front_end
+):
+    """SIGTERM, as the service manager sends it for an upgrade: what is not done in the 3 s of its drain is done by the
+    next one.
+    """
+    engine = make_engine(latency=latency)
+    rpc = make_vport(engine, bind=VF0, path=path)
+    front = front_end(engine.socket())
+    queue = front.start()
+    with Stream(queue) as stream:
+        for __ in range(3 if drained else 1):
+            before = stream.count
+            wait_for(lambda before=before: stream.count > before + 5 or stream.problem, 30)
+            wait_for(lambda rpc=rpc: rpc.vport_get(vport="vp0")["outstanding"] > 10, 30)
+            engine.stop()
+            assert ("ends undrained" in engine.log.read_text()) != drained
+            engine.start()
+            front.disconnect()
+            front.connect()
+            front.start(1)
+            rpc = engine.rpc()
+            events = {one["event"] for one in rpc.vport_get(vport="vp0")["history"]}
+            assert ("resubmitted" in events) != drained
+        before = stream.count
+        wait_for(lambda: stream.count > before + 20 or stream.problem, 30)
+    record = rpc.vport_get(vport="vp0")
+    assert (record["path"], record["vf"], record["degraded"], record["generation"]) == (path, VF0, None, 1)
+    assert record["luns"][0]["counters"]["errors"] == 0
+    left = dict(stream.blocks)
+    while left:
+        asked = {queue.submit(IN, slot * 8, length=4096): slot for slot in list(left)[: len(queue.free)]}
+        queue.kick()
+        for slot, status, data, __ in queue.wait(len(asked), 30):
+            assert (status, data) == (OK, left.pop(asked[slot]))
+
+
 def test_a_reconnect_after_a_broken_connection_goes_on_where_it_was(make_engine, make_vport, front_end):
     engine = make_engine(latency=[0.0, 0.05])
     make_vport(engine, bind=VF0)
@@ -188,11 +228,73 @@ def test_a_damaged_state_file_costs_that_vport_and_no_other(damage, engine, make
     assert rpc.vport_create(vport="vp0")["generation"] == 0
 
 
-def test_the_worker_of_a_vport_holds_only_its_own_mapping(engine, make_vport):
+def descriptors(pid):
+    """What a process has open beside its standard input and output: what it is -> device and inode of each."""
+    found = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        if int(entry.name) > 2:
+            name = re.sub(r":\[\d+\]$| \(deleted\)$", "", os.readlink(entry)).rpartition("/")[2]
+            status = entry.stat()
+            found.setdefault(name, []).append((status.st_dev, status.st_ino))
+    return found
+
+
+def mapped(pid):
+    """Files and shared memory in the address space of a process, by inode."""
+    lines = [line.split(maxsplit=5) for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    return {int(line[4]) for line in lines if line[4] != "0" and ("/memfd:" in line[5] or ".lease" in line[5])}
+
+
+def remembers(pid, what):
+    """True when it is somewhere in the memory of a process."""
+    ranges = [line.split()[:2] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "[v" not in line]
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for area, rights in ranges:
+            if rights.startswith("rw"):
+                begin, end = (int(one, 16) for one in area.split("-"))
+                if what in os.pread(memory.fileno(), end - begin, begin):
+                    return True
+    return False
+
+
+@pytest.mark.parametrize("backend", ["uring", "threads", "file"])
+def test_a_worker_has_nothing_open_but_what_it_needs(backend, make_engine, make_vport, front_end):
+    engine = make_engine(backend=backend)
+    make_vport(engine, "vp1", [{"lun": 0, "vdisk": "b", "extents": [[0, 20 * MIB, MIB]]}])
+    make_vport(engine, bind=VF0, path="pf")
+    for name in ("vp1", "vp0"):
+        assert front_end(engine.socket(name)).start().do(IN, 0, length=512)[0] == OK
+    workers = engine.workers()
+    for path in ("pf", "vf"):
+        found = descriptors(workers["vp0", path])
+        kernel = {name: len(found.pop(name)) for name in list(found) if name.startswith("anon_inode:")}
+        needed = {"socket", "pipe", "vportd.lock", "storage.img", "vp0.lease", "memfd:vportd-counters"}
+        needed |= {"memfd:low", "memfd:high"}  # the guest's memory
+        if path == "pf":  # where its ring is
+            needed.add("memfd:vportd-inflight")
+        assert set(found) == needed
+        assert all(len(inodes) == 1 for inodes in found.values())
+        assert kernel.pop("anon_inode:[eventpoll]") == 1
+        assert kernel.pop("anon_inode:[eventfd]", 0) <= 4  # kick, call, storage, a waking of its own
+        assert set(kernel) == ({"anon_inode:[io_uring]"} if backend == "uring" else set())
+        other = descriptors(workers["vp1", "pf"])
+        shared = {name for name, (inode,) in found.items() if any(inode in inodes for inodes in other.values())}
+        assert shared == {"vportd.lock", "storage.img"}
+        assert mapped(workers["vp0", path])
+        assert not mapped(workers["vp0", path]) & mapped(workers["vp1", "pf"])
+    assert mapped(workers["vp0", "pf"]) & mapped(workers["vp0", "vf"])  # both see the same counters
+
+
+def test_the_worker_of_a_vport_holds_only_its_own_mapping(engine, make_vport, front_end):
     secret = [{"lun": 0, "vdisk": "secret", "extents": [[0, 20 * MIB, 7 * 512], [MIB, 25 * MIB, MIB]]}]
-    make_vport(engine, "vp1", secret)
+    make_vport(engine, "vp1-secret", secret)
     make_vport(engine, bind=VF0)
+    for name in ("vp1-secret", "vp0"):
+        assert front_end(engine.socket(name)).start().do(IN, 0, length=512)[0] == OK
+    workers = engine.workers()
     if os.geteuid() == 0:
+        assert remembers(workers["vp1-secret", "pf"], b"vp1-secret:0")
+        assert not remembers(workers["vp0", "vf"], b"vp1-secret")
         status = Path(f"/proc/{engine.workers()['vp0', 'vf']}/status").read_text()
         assert "\nUid:\t0" not in status
         assert "\nNoNewPrivs:\t1" in status

@@ -59,11 +59,12 @@ a migration logs dirty pages.
 """,
     "policy": """\
 A VF that fails never costs the VM an error: the PF path takes over. What is set here is for failures of the PF path,
-and whether the vport goes back to its VF. It is kept over restarts of the engine.
+and whether the vport goes back to its VF. For storage that hangs the VM waits until the kernel gives it up (for NVMe
+30 s), also with report. It is kept over restarts of the engine.
 """,
     "top": """\
 P50, P99 and P99.9 are latencies of the requests of that interval, as the upper end of a power of 2. With --json one
-line for each interval.
+line for each interval, with them in microseconds as latency_us.
 """,
     "samples": """\
 The engine keeps 900 samples of each vport, none of seconds in which it was idle. Latencies are those of that second.

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 Record = dict[str, Any]
+PERCENTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -136,19 +137,27 @@ def switch(report: Record) -> str:
     )
 
 
-def percentile(histogram: list[int], share: float) -> str:
-    """Return the latency that ``share`` of the requests kept below, as the upper end of its bucket."""
+def percentile(histogram: list[int], share: float) -> int | None:
+    """Return the latency that ``share`` of the requests kept below, in microseconds, as the upper end of its bucket;
+    None when there were none.
+    """
     total = sum(histogram)
     if not total:
-        return "-"
+        return None
     sums = itertools.accumulate(histogram)
-    bucket = next(number for number, seen in enumerate(sums) if seen >= share * total)
-    return f"<{1 << bucket} us" if bucket < 10 else f"<{(1 << bucket) / 1000:.0f} ms"
+    return 1 << next(number for number, seen in enumerate(sums) if seen >= share * total)
+
+
+def below(latency: int | None) -> str:
+    """Return a percentile in words: ``<512 us``."""
+    if latency is None:
+        return "-"
+    return f"<{latency} us" if latency < 1 << 10 else f"<{latency / 1000:.0f} ms"
 
 
 def rates(before: list[Record], after: list[Record], seconds: float) -> list[Record]:
     """Return what each vport did a second between two looks, and the latencies of that time (``histogram``, by powers
-    of 2 of a microsecond).
+    of 2 of a microsecond, and ``latency_us`` by percentile).
     """
     old = {(one["vport"], lun["lun"]): lun for one in before for lun in one["luns"]}
     found = []
@@ -163,7 +172,9 @@ def rates(before: list[Record], after: list[Record], seconds: float) -> list[Rec
                 sums[name] += max(0, lun["counters"][name] - (then["counters"][name] if then else 0))
             for bucket, count in enumerate(lun["latency_us"]):
                 histogram[bucket] += max(0, count - (then["latency_us"][bucket] if then else 0))
-        found.append({**row, **{name: value / seconds for name, value in sums.items()}, "histogram": histogram})
+        row |= {name: value / seconds for name, value in sums.items()}
+        row["latency_us"] = {name: percentile(histogram, share) for name, share in PERCENTILES.items()}
+        found.append({**row, "histogram": histogram})
     return found
 
 
@@ -200,10 +211,10 @@ def top(found: list[Record]) -> str:
             f"{one['bytes_read'] / 2**20:.1f}",
             f"{one['bytes_written'] / 2**20:.1f}",
             one["outstanding"],
-            *(percentile(one["histogram"], share) for share in (0.5, 0.99, 0.999)),
+            *(below(one["latency_us"][name]) for name in PERCENTILES),
             f"{one['errors']:.0f}",
         ]
         for one in ordered
     ]
-    head = ["VPORT", "STATE", "PATH", "R/s", "W/s", "R MiB/s", "W MiB/s", "OUT", "P50", "P99", "P99.9", "ERR/s"]
+    head = ["VPORT", "STATE", "PATH", "R/s", "W/s", "R MiB/s", "W MiB/s", "OUT", *map(str.upper, PERCENTILES), "ERR/s"]
     return table(head, rows)

@@ -72,6 +72,8 @@ class FrontEnd(FrontEndState):
         """
         while (message := await self.connection.receive()) is not None:
             try:
+                if not await self.owner.turn() and self.connection.gone():
+                    return  # what it has left would keep the next front end waiting
                 await self._handle(message)
             finally:
                 for fd in message.fds:

@@ -29,6 +29,9 @@ class Owner(Protocol):
     def zeroes(self) -> bool:
         """True when the storage can write zeroes by itself."""
 
+    async def turn(self) -> bool:
+        """Wait until this front end's next message may be handled; False = it asks more than is its due."""
+
     def refuse_log(self) -> None:
         """Raise Refused where the dirty log cannot be kept."""
 

@@ -16,6 +16,7 @@ from vportd.errors import Refused, VportdError
 from vportd.front_end import FrontEnd
 from vportd.front_end_state import Ring
 from vportd.mapping import Lun
+from vportd.pace import CONNECTION, Pace
 
 
 class Server(Protocol):
@@ -46,6 +47,7 @@ class LunPort:
         self.path = path
         self.front: FrontEnd | None = None
         self._closing = False
+        self._pace = Pace()
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
@@ -106,6 +108,7 @@ class LunPort:
         loop = asyncio.get_running_loop()
         while not self._closing:
             try:
+                await self._pace.turn(CONNECTION)
                 connection, __ = await loop.sock_accept(self._listener)
             except OSError as problem:
                 journal.error(f"{self.address}: cannot accept a connection: {problem}")
@@ -136,6 +139,10 @@ class LunPort:
             self.vport.note("disconnected", lun=self.lun.lun, seconds=time.monotonic() - started)
 
     # front_end.Owner
+
+    async def turn(self) -> bool:
+        """Wait until the next message may be handled; False = the front end asks more than is its due."""
+        return await self._pace.turn()
 
     def refuse_log(self) -> None:
         """Raise Refused where the dirty log cannot be kept."""

@@ -5,6 +5,7 @@ docs/interop/vhost-user.rst).
 
 import asyncio
 import os
+import select
 import socket
 import struct
 from array import array
@@ -54,6 +55,12 @@ class Connection:
                 return file.read().strip()
         except OSError:
             return "?"
+
+    def gone(self) -> bool:
+        """True when the front end has ended the connection, whatever it sent before."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def shut_down(self) -> None:
         """End the connection; who reads from it meets its end."""

@@ -6,6 +6,7 @@ how that changes (``vport_hand_over``), what front ends ask of it (``vport_rings
 import asyncio
 import contextlib
 import os
+import time
 from typing import Any
 
 from vportd.adapter import Adapter
@@ -111,10 +112,11 @@ class Vport(VportReturn):
                 self.wanted = path
             self._suspended_by_user = False
             await self._thaw()
+            stood = time.monotonic() - self.stood_since
             await self._let_go()
             self.save()
             self._need_no_fence()
-            self.note("resumed")
+            self.note("resumed", blackout_seconds=stood)
             return self.record()
 
     def get_state(self) -> dict[str, Any]:
@@ -196,7 +198,8 @@ class Vport(VportReturn):
             raise RpcError("INVALID", f"when is {when!r}: it must be now or on_stop")
         if following is not None and not HOST_ID.fullmatch(following):
             raise RpcError("INVALID", f"next is {following!r}: it must be a host_id, as get_version tells it there")
-        if not self.fenced:
+        falls, began = not self.fenced, time.monotonic()
+        if falls:
             if when == "on_stop":
                 if not self.fence_on_stop or self.fence_next != following:
                     self.fence_on_stop, self.fence_next = True, following
@@ -206,9 +209,12 @@ class Vport(VportReturn):
             self.fence_next = following
             self._fence_falls()
             self.save()
-            self.note("fenced", when="now")
-        async with self._locked(10):
-            await self._freeze(10)
+        try:
+            async with self._locked(10):
+                await self._freeze(10)
+        finally:
+            if falls:
+                self.note("fenced", when="now", seconds=time.monotonic() - began)
         if self.leases.to_pass:
             await self.leases.give_up()
         return self.record()
@@ -222,9 +228,11 @@ class Vport(VportReturn):
                 self.fenced = self.fence_on_stop = False
                 self.fence_next = self.fence_why = None
                 self.save()
+                stood: dict[str, float] = {}
                 if self.state != "RUNNING" and not self._suspended_by_user:
                     await self._thaw()
-                self.note("unfenced")
+                    stood["blackout_seconds"] = time.monotonic() - self.stood_since
+                self.note("unfenced", **stood)
         return self.record()
 
     async def take_leases(self, force: bool) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class VportHandOver(VportWorkers):
         outstanding = self.outstanding()
         if self.state == "FROZEN":
             return 0, 0.0, None
+        if self.state == "RUNNING":
+            self.stood_since = began
         self.state = "QUIESCED"
         while True:
             try:
@@ -43,10 +45,10 @@ class VportHandOver(VportWorkers):
             except WorkerDied:
                 continue
             except WorkerRefused as problem:
-                await self._roll_back(client)
+                await self._roll_back(client, began)
                 raise RpcError("STORAGE", f"vport {self.name} runs on, on the {self.path} path: {problem}") from problem
             except TimeoutError as problem:
-                listed = await self._roll_back(client)
+                listed = await self._roll_back(client, began)
                 raise RpcError(
                     "TIMEOUT",
                     f"vport {self.name}: {len(listed)} requests were still outstanding after {timeout} s: it runs "
@@ -62,7 +64,7 @@ class VportHandOver(VportWorkers):
             ring = port.front.rings[index]
             ring.base = last_avail
             if last_avail != used and broken is None:
-                await self._roll_back(client)
+                await self._roll_back(client, began)
                 raise RpcError(
                     "BAD_STATE",
                     f"{port.address} queue {index}: drained, yet last_avail {last_avail} is not used {used}",
@@ -72,8 +74,10 @@ class VportHandOver(VportWorkers):
         self.state = "FROZEN"
         return outstanding, time.monotonic() - began, positions
 
-    async def _roll_back(self, client: WorkerClient) -> list[dict[str, Any]]:
-        """Back to RUNNING after a drain that did not end (a fence stays). Returns what was outstanding."""
+    async def _roll_back(self, client: WorkerClient, began: float) -> list[dict[str, Any]]:
+        """Back to RUNNING after a drain that ``began`` then and did not end (a fence stays). Returns what was
+        outstanding.
+        """
         listed: list[dict[str, Any]] = []
         with contextlib.suppress(WorkerDied, TimeoutError):
             listed = (await client.call("outstanding", timeout=2))["outstanding"]
@@ -81,7 +85,7 @@ class VportHandOver(VportWorkers):
             self.state = "RUNNING"
             with contextlib.suppress(WorkerDied, TimeoutError):
                 await client.call("resume", timeout=2)
-        self.note("rolled_back", outstanding=len(listed))
+        self.note("rolled_back", outstanding=len(listed), seconds=time.monotonic() - began)
         return listed
 
     async def _thaw(self) -> None:

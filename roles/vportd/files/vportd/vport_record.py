@@ -50,6 +50,7 @@ class VportRecord:
         self.fence_next: str | None = None  # the host that the leases go to when the fence falls
         self.fence_why: str | None = None
         self.state = "RUNNING"
+        self.stood_since = time.monotonic()  # when it was RUNNING last, or the engine was not there yet
         self.path = "pf"
         self.vf: str | None = None
         self.degraded: str | None = None

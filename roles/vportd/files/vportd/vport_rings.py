@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import time
 
 from vportd.errors import ProtocolError, Refused, WorkerDied, WorkerRefused
 from vportd.front_end_state import Ring
@@ -100,11 +101,12 @@ class VportRings(VportHandOver):
         """The front end stops its rings: a vport that is to fence itself does so before the answer goes out."""
         if not self.fence_on_stop or self.fenced:
             return
+        began = time.monotonic()
         self._fence_falls()
         self.save()
         async with self.lock:
             await self._freeze(None)
-        self.note("fenced", when="on_stop")
+        self.note("fenced", when="on_stop", seconds=time.monotonic() - began)
         await self.leases.give_up()
 
     def _fence_falls(self) -> None:

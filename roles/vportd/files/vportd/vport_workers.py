@@ -248,6 +248,8 @@ class VportWorkers(VportRecord):
         """Fence the vport. Its workers are ended: what they took can be neither done nor waited for."""
         self.fenced, self.fence_on_stop = True, False
         self.fence_why = why
+        if self.state == "RUNNING":
+            self.stood_since = time.monotonic()
         self.note("lease_lost", why=why)
         journal.error(f"vport {self.name} is fenced: {why}")
         try:

@@ -22,6 +22,7 @@ _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from vportd.worker impo
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # also when a link to it is set anew
 _CONTROL_FD, _LOCK_FD, _PROOF_FD = 3, 4, 5
 CLOSE_TIMEOUT = 5.0
+MESSAGES = 64  # of one worker that are looked at in one go
 PROOFS = [_LOCK_FD, _PROOF_FD]  # what a worker's io_uring keeps open until its I/O is done
 
 
@@ -119,7 +120,7 @@ class WorkerClient:
         return answer
 
     def _readable(self) -> None:
-        while True:
+        for __ in range(MESSAGES):  # then others have their turn, and the event loop calls again
             try:
                 message, fds = channel.receive(self._socket)
             except BlockingIOError:
