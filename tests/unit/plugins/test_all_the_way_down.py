@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,3 +167,19 @@ def test_what_was_there_before_stays(ground: Ground) -> None:
         state="absent",
     )
     assert _differences(before, ground.state()) == []
+
+
+def test_what_roles_write_is_among_what_is_removed_by_hand(checkout: Path) -> None:
+    page = (checkout / "docs/howto/replace-a-hypervisor.md").read_text(encoding="utf-8").partition("## Take it all away")[2]
+    removed = {word for line in re.findall("^rm .*$", page, re.MULTILINE) for word in line.split() if word[0] == "/"}
+    written = set()
+    for role in ("hypervisor", "vportd", "provision", "tenant"):
+        for path in [*(checkout / "roles" / role / "tasks").glob("*.yml"), checkout / "roles" / role / "vars/main.yml"]:
+            if path.exists():
+                text = path.read_text(encoding="utf-8").replace("{{ item }}", "vportd-metrics.socket")
+                written |= set(re.findall(r"(?:dest: |path: |ln \S+ \S+ |> |_installed: )\"?(/[\w./-]+)", text))
+    assert "/usr/local/lib/vportd.d/" in written
+    assert "/usr/local/bin/vportctl" in written
+    lacking = [one for one in written - {"/dev/kvm"} if not any(f"{one}/".startswith(f"{gone}/") for gone in removed)]
+    assert lacking == []
+    assert "userdel vportd\n" in page
