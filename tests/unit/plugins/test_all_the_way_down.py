@@ -170,7 +170,7 @@ def test_what_was_there_before_stays(ground: Ground) -> None:
 
 
 def test_what_roles_write_is_among_what_is_removed_by_hand(checkout: Path) -> None:
-    page = (checkout / "docs/howto/replace-a-hypervisor.md").read_text(encoding="utf-8").partition("## Take it all away")[2]
+    page = (checkout / "docs/howto/replace-a-hypervisor.md").read_text(encoding="utf-8").partition("## Take it all")[2]
     removed = {word for line in re.findall("^rm .*$", page, re.MULTILINE) for word in line.split() if word[0] == "/"}
     written = set()
     for role in ("hypervisor", "vportd", "provision", "tenant"):
