@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Playbooks that only look, run by Ansible on a simulated hypervisor that is provisioned: they touch nothing."""
+"""Plays run by Ansible on a simulated hypervisor: those that only look touch nothing, that which takes all away leaves
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -47,28 +49,33 @@ for top in ("/sys/bus/pci", "/dev", "/run"):
                 content.append(os.readlink(path))
             elif stat.S_ISREG(facts.st_mode):
                 with open(path, "rb") as file:
-                    content.append(hashlib.sha256(file.read()).hexdigest())
+                    content.append(hashlib.sha256(file.read().strip()).hexdigest())
             found[path] = content
 print(json.dumps(found))
 """
 
 
 @pytest.fixture
-def hypervisor() -> Iterator[Hypervisor]:
+def bare() -> Iterator[Hypervisor]:
     if os.geteuid() != 0 or not all(shutil.which(program) for program in ("unshare", "nsenter", "vgcreate")):
         pytest.skip("needs root and lvm2")
     with tempfile.TemporaryDirectory() as base:
         Path(base).chmod(0o755)
         try:
             with Hypervisor(Path(base) / "hv1", 4, 64 * MIB) as host:
-                play([host], [PROVISION])
                 yield host
         except NoFuse as problem:
             pytest.skip(str(problem))
 
 
+@pytest.fixture
+def hypervisor(bare: Hypervisor) -> Hypervisor:
+    play([bare], [PROVISION])
+    return bare
+
+
 def _state(host: Hypervisor) -> dict[str, Any]:
-    """All files that the hypervisor has to itself, and LVM's area on the storage."""
+    """All files that the hypervisor has to itself, and LVM's area on the storage, which keeps what LVM wrote before."""
     done = subprocess.run([host.interpreter, "-c", STATE], check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
     with (host.directory / "storage").open("rb") as storage:
@@ -109,8 +116,36 @@ def test_preflight_reads_all_and_touches_nothing(
 
 
 def test_the_play_in_the_documentation_that_looks_for_drift_runs(hypervisor: Hypervisor, checkout: Path) -> None:
-    page = (checkout / "docs/boot.md").read_text(encoding="utf-8").partition("## Drift")[2]
-    (shown,) = re.findall("^```yaml$(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     before = _state(hypervisor)
-    play([hypervisor], yaml.safe_load(shown)[0]["tasks"])
+    play([hypervisor], _shown(checkout / "docs/boot.md", "## Drift"))
     assert _state(hypervisor) == before
+
+
+def test_the_plays_in_the_documentation_that_take_all_away_leave_nothing(bare: Hypervisor, checkout: Path) -> None:
+    """With LVM and vportd themselves."""
+    variables = {
+        "adapters": [{"pf": PF}],
+        "vdisks": [{"name": "web1", "pool": "san"}],
+        "tenants": [{"name": "web1", "vport": "web1"}],
+    }
+    tasks = _shown(checkout / "docs/howto/replace-a-hypervisor.md", "## Take it all away")
+    before = _state(bare)
+    play([bare], [PROVISION])
+    assert play([bare], tasks, "-e", json.dumps(variables))[1] == len(tasks)
+    after = _state(bare)
+    written = {name for name in before.keys() | after.keys() if _lasting(before, name) != _lasting(after, name)}
+    assert written == {"LVM"}
+    again = [task for task in tasks if "iovlab.storage.vdisk" not in task]  # it wants the pool
+    assert play([bare], again, "-e", json.dumps(variables))[1] == 0
+
+
+def _lasting(state: dict[str, Any], name: str) -> Any:
+    """Without the time of the last write."""
+    found = state.get(name)
+    return [*found[:2], *found[3:]] if isinstance(found, list) else found
+
+
+def _shown(page: Path, heading: str) -> list[dict[str, Any]]:
+    """The tasks of all plays in the block below this heading."""
+    shown = re.findall("^```yaml$(.*?)^```$", page.read_text(encoding="utf-8").partition(heading)[2], re.DOTALL | re.M)
+    return [task for one in yaml.safe_load(shown[0]) for task in one["tasks"]]
