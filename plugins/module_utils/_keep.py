@@ -47,7 +47,7 @@ UNIT_TEXT = f"""\
 # Written by iovlab.storage.sriov_vf with persistent: true.
 [Unit]
 Description=VFs of NVMe adapters, as they were provisioned
-Documentation=https://github.com/iovlab/iovlab.storage
+Documentation=https://iovlab.example/storage/docs
 ConditionDirectoryNotEmpty={_kept.DIRECTORY}
 # vportd binds vports to VFs that are there when it starts. It starts too where this fails: those vports use the PF.
 Before=vportd.service libvirtd.service virtqemud.service

@@ -67,6 +67,17 @@ def test_the_newest_changelog_entry_is_the_version_of_the_collection() -> None:
     assert f'<a id="v{version.replace(".", "-")}"></a>' in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+def test_every_unit_names_the_documentation_of_the_collection() -> None:
+    named = [
+        (path, found)
+        for path in tree()
+        for found in re.findall(r"^Documentation" + r"=(.*)$", text(path) or "", re.MULTILINE)
+    ]
+    assert len(named) > 1
+    documentation = load("galaxy.yml")["documentation"]
+    assert [f"{path.relative_to(ROOT)}: {found}" for path, found in named if found != documentation] == []
+
+
 def test_every_plugin_is_in_the_changelog_of_the_version_it_came_with() -> None:
     """`make changelog` puts it there."""
     told = {

@@ -90,6 +90,7 @@ class Adapter:
                 self.unbind(self.address(index))
             shutil.rmtree(self.machine.sys / "bus/pci/devices" / self.address(index))
             (self.machine.sys / "bus/pci/devices" / PF / f"virtfn{index}").unlink()
+            (self.machine.sys / "kernel/iommu_groups" / str(20 + index)).rmdir()
         if count == 0:
             self.attached.clear()
         self.numvfs = count
@@ -443,19 +444,24 @@ class Machine:
         """A hash over everything that a module could change; ``data``: also what the storage holds, in which a running
         vportd renews its leases.
         """
-        digest = hashlib.sha256()
-        for path in sorted(self.root.rglob("*")):
+        return hashlib.sha256(repr(sorted(self.state(data).items())).encode()).hexdigest()
+
+    def state(self, data: bool = True) -> dict[str, str]:
+        """The same by name: each file, and what adapter and LVM keep."""
+        found = {}
+        for path in self.root.rglob("*"):
             if path.is_relative_to(self.root / "lock"):
                 continue
-            digest.update(str(path.relative_to(self.root)).encode())
+            content = ""
             if path.is_symlink():
-                digest.update(os.readlink(path).encode())
+                content = os.readlink(path)
             elif path.is_file() and (data or path != self.device):
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
-        digest.update(repr(sorted(self.adapter.controllers.items())).encode())
-        digest.update(repr(sorted(self.adapter.attached)).encode())
-        digest.update(repr((self.lvm.groups, self.lvm.signature)).encode())
-        return digest.hexdigest()
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[str(path.relative_to(self.root))] = content
+        found["controllers"] = repr(sorted(self.adapter.controllers.items()))
+        found["attached"] = repr(sorted(self.adapter.attached))
+        found["LVM"] = repr((self.lvm.groups, self.lvm.signature))
+        return found
 
 
 @dataclass

@@ -64,6 +64,17 @@ def test_an_even_share_stays_what_it_was(machine: Machine, modules: Modules) -> 
     assert content["vfs"] == {"count": 2, "queues": 2, "interrupts": 2, "driver": "nvme", "namespaces": None}
 
 
+def test_the_file_in_the_documentation_is_one_that_is_written(machine: Machine, checkout: Path) -> None:
+    (shown,) = re.findall(r"^```json\n(.*?)^```$", (checkout / "docs/boot.md").read_text(), re.DOTALL | re.MULTILINE)
+    path = machine.root / _kept.path_of(PF)[1:]
+    path.parent.mkdir(parents=True)
+    path.write_text(shown)
+    kept = _kept.load(machine.host, _kept.path_of(PF))
+    assert kept is not None
+    assert kept.text() == shown
+    assert json.loads(shown)["pf"] == PF
+
+
 def test_the_diff_shows_the_file(machine: Machine, modules: Modules) -> None:
     result = modules.sriov_vf(pf=PF, count=1, persistent=True, check=True)
     path = f"/etc/iovlab/adapters/{PF}.json"
