@@ -9,6 +9,7 @@ import re
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,8 +112,10 @@ def test_a_killed_engine_comes_back_and_no_request_is_lost(path, make_engine, ma
     assert (record["path"], record["vf"], record["degraded"], record["generation"]) == (path, VF0, None, 1)
 
 
-@pytest.mark.parametrize("path", ["vf", "pf"])
-@pytest.mark.parametrize(("latency", "drained"), [([0.005, 0.05], True), ([1.0, 5.0], False)])
+@pytest.mark.parametrize(
+    ("latency", "drained", "path"),
+    [([0.005, 0.05], True, "vf"), ([0.005, 0.05], True, "pf"), ([1.0, 5.0], False, "vf")],
+)
 def test_an_engine_that_is_stopped_under_load_goes_on_where_it_was(
     latency, drained, path, make_engine, make_vport, front_end
 ):
@@ -228,7 +231,7 @@ def test_a_damaged_state_file_costs_that_vport_and_no_other(damage, engine, make
 
 def descriptors(pid):
     """What a process has open beside its standard input and output: what it is -> device and inode of each."""
-    found = {}
+    found: dict[str, list[tuple[int, int]]] = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         if int(entry.name) > 2:
             name = re.sub(r":\[\d+\]$| \(deleted\)$", "", os.readlink(entry)).rpartition("/")[2]
@@ -325,7 +328,7 @@ def test_a_worker_that_cannot_be_ended_is_not_waited_for_without_end(monkeypatch
             self.killed = True
 
     async def kill():
-        worker = Hanging()
+        worker: Any = Hanging()
         await asyncio.wait_for(Vport._kill(worker), 10)
         return worker
 
