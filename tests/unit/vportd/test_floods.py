@@ -149,7 +149,8 @@ def test_a_guest_that_floods_its_vport_stalls_no_other(backend, make_engine, mak
     thread.start()
     try:
         wait_for(lambda: done[0] > len(flooded.submissions), LONG)
-        before, taken, began = done[0], [], time.monotonic()
+        taken: list[float] = []
+        before, began = done[0], time.monotonic()
         while time.monotonic() - began < 4:
             then = time.monotonic()
             status, read, __ = queue.do(IN, 8 * (len(taken) % 100), length=4096)

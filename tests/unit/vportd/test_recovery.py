@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import pytest
 
@@ -18,7 +18,6 @@ from tests.unit.vportd.frontend import IN, INFLIGHT, OK, USUAL_PROTOCOL
 from tests.unit.vportd.test_paths import Stream, wait_for
 from vportd import vport_workers
 from vportd.vport import Vport
-from vportd.worker_client import WorkerClient
 
 MIB = 1 << 20
 
@@ -113,8 +112,10 @@ def test_a_killed_engine_comes_back_and_no_request_is_lost(path, make_engine, ma
     assert (record["path"], record["vf"], record["degraded"], record["generation"]) == (path, VF0, None, 1)
 
 
-@pytest.mark.parametrize("path", ["vf", "pf"])
-@pytest.mark.parametrize(("latency", "drained"), [([0.005, 0.05], True), ([1.0, 5.0], False)])
+@pytest.mark.parametrize(
+    ("latency", "drained", "path"),
+    [([0.005, 0.05], True, "vf"), ([0.005, 0.05], True, "pf"), ([1.0, 5.0], False, "vf")],
+)
 def test_an_engine_that_is_stopped_under_load_goes_on_where_it_was(
     latency, drained, path, make_engine, make_vport, front_end
 ):
@@ -230,7 +231,7 @@ def test_a_damaged_state_file_costs_that_vport_and_no_other(damage, engine, make
 
 def descriptors(pid):
     """What a process has open beside its standard input and output: what it is -> device and inode of each."""
-    found = {}
+    found: dict[str, list[tuple[int, int]]] = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         if int(entry.name) > 2:
             name = re.sub(r":\[\d+\]$| \(deleted\)$", "", os.readlink(entry)).rpartition("/")[2]
@@ -327,8 +328,8 @@ def test_a_worker_that_cannot_be_ended_is_not_waited_for_without_end(monkeypatch
             self.killed = True
 
     async def kill():
-        worker = Hanging()
-        await asyncio.wait_for(Vport._kill(cast(WorkerClient, worker)), 10)
+        worker: Any = Hanging()
+        await asyncio.wait_for(Vport._kill(worker), 10)
         return worker
 
     monkeypatch.setattr(vport_workers, "GONE_TIMEOUT", 0.01)
