@@ -132,8 +132,15 @@ def play(name: str, *arguments: str, **variables: object) -> str:
     """Run a playbook that has to succeed; its output."""
     run = Run(name, *arguments, **variables)
     code = run.end()
-    assert code == 0, f"{name} ended with {code}:\n{run.output[-4000:]}"
+    assert code == 0, f"{name} ended with {code}{_panics()}:\n{run.output[-4000:]}"
     return run.output
+
+
+def _panics() -> str:
+    """Which hypervisor's kernel has ended by itself, if one has: in a lab without KVM that is the emulation's."""
+    logs = {name: HOME / name / "console.log" for name in ("hv1", "hv2")}
+    found = [name for name, log in logs.items() if log.exists() and "Kernel panic" in log.read_text(errors="replace")]
+    return "".join(f", the kernel of {name} has panicked (see its console.log)" for name in found)
 
 
 def refused(name: str, *arguments: str, **variables: object) -> str:
