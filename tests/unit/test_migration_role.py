@@ -114,6 +114,33 @@ def test_what_can_be_asked_for_passes(nowhere: str, given: dict[str, Any]) -> No
     assert "PLAY [Find the VMs]" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("tasks", ["prepare", "to_pf", "move_offline", "move_live", "to_vf", "release"])
+def test_a_hypervisor_that_does_not_answer_is_asked_once_and_then_recovered_from(
+    nowhere: str, tmp_path: Path, tasks: str
+) -> None:
+    known = {
+        "migration_source": "hv1",
+        "migration_destination": "hv1",
+        "migration_destination_facts": {"vportd": {"host_id": "0" * 32}},
+        "migration_marks": [{"name": "preflight", "at": START}],
+        "migration_prepared": {"vports": []},
+        "migration_tenant": {"name": "web1", "vport": "web1", "luns": [{"lun": 0, "vdisk": "web1"}]},
+        "vdisks": [{"name": "web1", "pool": "san"}],
+    }
+    steps = {
+        "block": [{"ansible.builtin.include_role": {"name": "iovlab.storage.migration", "tasks_from": f"{tasks}.yml"}}],
+        "rescue": [{"ansible.builtin.debug": {"msg": "rescued"}}],
+    }
+    play = {"hosts": "localhost", "gather_facts": False, "vars": known, "tasks": [steps]}
+    (tmp_path / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
+    address = "hypervisor_migration_address=127.0.0.1"
+    done = ansible_playbook("-i", nowhere, "-e", address, str(tmp_path / "play.yml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "hv1 does not answer: " in done.stdout
+    assert done.stdout.count("unreachable: true") == 1, done.stdout
+    assert "msg: rescued" in done.stdout
+
+
 @pytest.fixture
 def nowhere(tmp_path: Path) -> str:
     """An inventory of one hypervisor, which cannot be reached."""
