@@ -200,10 +200,14 @@ def choose(host: Host, pf: str | None, serial: str | None, nqn: str | None, opti
     )
 
 
-def chosen(host: Host, options: Mapping[str, Any]) -> str | None:
-    """The same for a module whose options are ``adapter``, ``serial`` and ``nqn``; None when all are left out."""
-    names = (options["adapter"], options["serial"], options["nqn"])
-    return choose(host, *names, "adapter") if any(names) else None
+def adapter(host: Host, options: Mapping[str, Any]) -> str:
+    """The same for a module whose options are ``adapter``, ``serial`` and ``nqn``."""
+    return choose(host, options["adapter"], options["serial"], options["nqn"], "adapter")
+
+
+def adapter_if_named(host: Host, options: Mapping[str, Any]) -> str | None:
+    """The same where all three may be left out; then it is None."""
+    return adapter(host, options) if any(options[name] for name in ("adapter", "serial", "nqn")) else None
 
 
 def _attribute(host: Host, address: str, name: str) -> str | None:

@@ -190,7 +190,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     present = options["state"] == "present"
     if present:
         _mapping.refuse_doubles(options["luns"])
-    options["adapter"] = _sriov.chosen(host, options)
+    options["adapter"] = _sriov.adapter_if_named(host, options)
     with Vportd(options["rpc_socket"]) as vportd:
         record = vportd.vport(name)
         if record is None and not present:

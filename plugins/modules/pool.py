@@ -103,7 +103,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     options = module.params
     name = lvm_name(options["name"], "name")
     extent_size = parse_size(options["extent_size"], "extent_size")
-    address = _sriov.choose(host, options["adapter"], options["serial"], options["nqn"], "adapter")
+    address = _sriov.adapter(host, options)
     with host.locked(f"pool-{address}-{options['nsid']}", _pool.LVM_TIMEOUT):
         namespace = _nvme.namespace(host, address, options["nsid"])
         storage = _pool.read_storage(host, namespace.device, namespace.size)

@@ -171,7 +171,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     name = lvm_name(options["name"], "name")
     present = options["state"] == "present"
     size = parse_size(options["size"], "size") if present else None
-    address = _sriov.choose(host, options["adapter"], options["serial"], options["nqn"], "adapter")
+    address = _sriov.adapter(host, options)
     with host.locked(f"pool-{address}-{options['nsid']}", _pool.LVM_TIMEOUT), Vportd(options["rpc_socket"]) as vportd:
         namespace = _nvme.namespace(host, address, options["nsid"])
         pool = _pool.pool_of(_pool.read_storage(host, namespace.device, namespace.size), options["pool"])

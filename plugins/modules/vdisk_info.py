@@ -90,7 +90,7 @@ SPEC = STORAGE.merge(ArgumentSpec({"pool": {"type": "str", "required": True}, "n
 
 def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     options = module.params
-    address = _sriov.choose(host, options["adapter"], options["serial"], options["nqn"], "adapter")
+    address = _sriov.adapter(host, options)
     namespace = _nvme.namespace(host, address, options["nsid"])
     pool = _pool.pool_of(_pool.read_storage(host, namespace.device, namespace.size, readonly=True), options["pool"])
     vdisks = [_pool.described(pool, vdisk) for vdisk in pool.vdisks if options["name"] in (None, vdisk.name)]

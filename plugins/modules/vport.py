@@ -133,7 +133,7 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
     options = module.params
     name = vport_name(options["name"], "name")
     present = options["state"] == "present"
-    adapter = options["adapter"] = _sriov.chosen(host, options)
+    adapter = options["adapter"] = _sriov.adapter_if_named(host, options)
     with Vportd(options["rpc_socket"]) as vportd:
         record = vportd.vport(name)
         if present and (record is None or adapter):
