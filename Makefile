@@ -26,6 +26,8 @@ COLLECTION := build/collections/ansible_collections/iovlab/storage
 TYPED := $(COLLECTION)/plugins roles/vportd/files/vportd tests
 # $(call given,vm to): those of the variables that are set, as extra variables.
 given = $(foreach name,$(1),$(if $($(name)),-e $(name)=$($(name))))
+# One process for each CPU; what must not run side by side has a group.
+UNIT := pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 SOURCES = git ls-files -z --cached --others --exclude-standard
 
 .PHONY: help
@@ -124,7 +126,7 @@ changelog: setup-dev ## Take the fragments into CHANGELOG.md, under the version 
 
 .PHONY: unit
 unit: setup-dev ## Run the unit tests
-	pytest $(ARGS)
+	$(UNIT) $(ARGS)
 
 .PHONY: molecule
 molecule: setup-dev ## Run the Molecule scenarios on one lab (SCENARIO='default migrate faults')
@@ -132,7 +134,7 @@ molecule: setup-dev ## Run the Molecule scenarios on one lab (SCENARIO='default 
 
 .PHONY: soak
 soak: setup-dev ## The same tests with longer loops (SOAK=5 times), then the demo again and again on one lab
-	IOVLAB_SOAK=$(SOAK) pytest
+	IOVLAB_SOAK=$(SOAK) $(UNIT)
 	IOVLAB_SOAK=$(SOAK) $(MAKE) molecule
 	for run in $$(seq $(SOAK)); do echo "=== soak: demo $$run of $(SOAK)"; $(MAKE) demo; done
 	$(MAKE) demo-down

@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 from tests.load import guest, lvm, outside
 from tests.load.guest import BLOCK, SECTOR, Area, Expected, Mark, block, judge
 
+pytestmark = pytest.mark.xdist_group("lvm")  # one test at a time has volume groups on this machine
+
 MIB = 1 << 20
 RUN = 0x1122334455667788
 HERE = Expected(RUN, "tenant1:0", 8 * BLOCK, last=7, seen=5)

@@ -32,6 +32,8 @@ from tests.unit.plugins.runner import Modules
 from tests.unit.plugins.test_documentation import documentation
 from tests.unit.plugins.vportd_server import HOST_ID, Engine
 
+pytestmark = pytest.mark.xdist_group("lvm")  # one test at a time has volume groups on this machine
+
 ROOT = Path(__file__).resolve().parents[3]
 MODULES = sorted(path.stem for path in (ROOT / "plugins/modules").glob("[!_]*.py"))
 VF0, VF1 = "0000:01:00.1", "0000:01:00.2"

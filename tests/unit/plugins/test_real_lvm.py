@@ -16,6 +16,8 @@ from tests.unit.plugins import real
 from tests.unit.plugins.machine import MIB, PF, Machine
 from tests.unit.plugins.runner import Modules
 
+pytestmark = pytest.mark.xdist_group("lvm")  # one test at a time has volume groups on this machine
+
 SAN: dict[str, Any] = {"pool": "iovlabtest", "adapter": PF}
 
 

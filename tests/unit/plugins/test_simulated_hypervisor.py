@@ -23,6 +23,8 @@ from tests.bench.provision import play
 from tests.slow_file import NoFuse
 from tests.unit.plugins.machine import MIB, PF
 
+pytestmark = pytest.mark.xdist_group("lvm")  # one test at a time has volume groups on this machine
+
 PROVISION = {
     "name": "Configure the adapter",
     "iovlab.storage.adapter_config": {
