@@ -86,14 +86,14 @@ seealso:
 EXAMPLES = r"""
 - name: See the addresses of the virtual disks
   iovlab.storage.guest_exec:
-    name: tenant1
+    name: web1
     argv: [ls, /dev/disk/by-address]
   register: disks
   changed_when: false
 
 - name: Start a load that goes on during the migration
   iovlab.storage.guest_exec:
-    name: tenant1
+    name: web1
     argv: [fio, --output-format=json, "-"]
     stdin: "{{ lookup('ansible.builtin.template', 'load.fio.j2') }}"
     wait: false
@@ -101,7 +101,7 @@ EXAMPLES = r"""
 
 - name: Wait for its end on the hypervisor that the virtual machine is on by then
   iovlab.storage.guest_exec:
-    name: tenant1
+    name: web1
     pid: "{{ load.pid }}"
     timeout: 300
   delegate_to: hypervisor2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the plugins say of themselves is so: examples run, samples have the types they are declared with."""
+"""What the plugins say of themselves is so: examples are accepted, samples have the types they are declared with."""
 
 from __future__ import annotations
 

@@ -7,81 +7,31 @@ A module that is in no row fails here. What a row runs on is real where a unit t
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib
 import os
 import shutil
-import socket
-import struct
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from ansible_collections.iovlab.storage.plugins.module_utils import _guest_agent, _lab_image, _lab_vm, _libvirt
-from tests.unit.plugins import libvirt_facts, real
-from tests.unit.plugins.guest_agent import Libraries
+from ansible_collections.iovlab.storage.plugins.module_utils import _guest_agent, _libvirt
+from tests.unit.plugins import libvirt_facts
 from tests.unit.plugins.libvirt_hosts import Domain, Network, libvirtError
-from tests.unit.plugins.machine import MIB, NQN, PF, SERIAL, Machine
-from tests.unit.plugins.runner import Modules
+from tests.unit.plugins.machine import MIB, NQN, PF, SERIAL
 from tests.unit.plugins.test_documentation import documentation
-from tests.unit.plugins.vportd_server import HOST_ID, Engine
+from tests.unit.plugins.vportd_server import HOST_ID
+from tests.unit.plugins.world import Vm, World, build_lab, port
 
 pytestmark = pytest.mark.xdist_group("lvm")  # one test at a time has volume groups on this machine
 
 ROOT = Path(__file__).resolve().parents[3]
 MODULES = sorted(path.stem for path in (ROOT / "plugins/modules").glob("[!_]*.py"))
 VF0, VF1 = "0000:01:00.1", "0000:01:00.2"
-VOLATILE = ("console.log", "qemu.log", "overlay.qcow2", "san.img")  # a running VM writes them by itself
-
-
-@dataclass
-class World:
-    """All that modules act on. ``engine`` is None where the real vportd runs, which ``modules`` can ask."""
-
-    machine: Machine
-    modules: Modules
-    engine: Engine | None
-    guests: Libraries
-    lab: Path
-    threads: list[threading.Thread] = field(default_factory=list)
-
-    @property
-    def network(self) -> Network:
-        return self.guests.host.network
-
-    @property
-    def vportd(self) -> Engine:
-        assert self.engine is not None, "this row needs the emulated vportd"
-        return self.engine
-
-    def fingerprint(self) -> str:
-        agent = self.guests.agent
-        parts = [
-            self.machine.fingerprint(),
-            repr(self.machine.written),  # a write to sysfs that changes nothing is one all the same
-            hashlib.sha256(self.machine.device.read_bytes()).hexdigest(),
-            real.told(self.modules) if self.engine is None else self.engine.fingerprint(),
-            self.network.fingerprint(),
-            repr((self.network.aborted.is_set(), self.network.asked)),
-            repr(sum(command == "guest-exec" for command, __ in agent.heard)),
-            *self._lab(),
-        ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-    def _lab(self) -> Iterator[str]:
-        """Files of images and VMs, and which VM runs."""
-        for path in sorted(self.lab.rglob("*")):
-            yield str(path.relative_to(self.lab))
-            if path.is_file() and path.name not in VOLATILE:
-                yield hashlib.sha256(path.read_bytes()).hexdigest()
-            if path.name == "qemu.pid":
-                yield str(Path("/proc", path.read_text().strip()).exists())
 
 
 Arguments = dict[str, Any] | Callable[[World], dict[str, Any]]
@@ -108,7 +58,7 @@ def _offline(world: World) -> None:
     world.machine.adapter.virt_mgmt({"-c": 2, "-a": 7})
 
 
-def _nothing_by_itself(world: World) -> None:
+def nothing_by_itself(world: World) -> None:
     world.machine.adapter.automatic.clear()
     world.machine.adapter.namespaces = {1, 2}
 
@@ -129,8 +79,8 @@ SRIOV = [
     Row("sriov_vf", {"pf": PF, "count": 3, "allow_recreate": True}, (TWO,), name="another count"),
     Row("sriov_vf", {"pf": PF, "count": 2, "queues": 2, "interrupts": 1}, (TWO,), name="other resources"),
     Row("sriov_vf", {"pf": PF, "count": 2, "driver": "none"}, (TWO,), name="no driver"),
-    Row("sriov_vf", VFIO, (_nothing_by_itself, TWO), name="vfio-pci"),
-    Row("sriov_vf", VFIO | {"namespaces": [2]}, (_nothing_by_itself, ("sriov_vf", VFIO)), name="namespaces"),
+    Row("sriov_vf", VFIO, (nothing_by_itself, TWO), name="vfio-pci"),
+    Row("sriov_vf", VFIO | {"namespaces": [2]}, (nothing_by_itself, ("sriov_vf", VFIO)), name="namespaces"),
     Row("sriov_vf", TWO[1], (TWO, _offline), name="went offline"),
     Row("sriov_vf", TWO[1], (TWO, lambda world: world.machine.adapter.reset_pf()), name="after a reset"),
     Row("sriov_vf", KEPT[1], (TWO,), name="persistent"),
@@ -195,7 +145,7 @@ def _no_free_vf(world: World) -> None:
         vf["vport"] = "another"
 
 
-def _leased(state: str, owner: str, following: str | None = None) -> Callable[[World], None]:
+def leased(state: str, owner: str, following: str | None = None) -> Callable[[World], None]:
     def prepare(world: World) -> None:
         name = {"1" * 32: "hv1", HOST_ID: "hv2"}[owner]
         lease = {"lun": 0, "vdisk": "root", "offset": 4096, "state": state, "owner": owner, "owner_name": name}
@@ -254,10 +204,10 @@ VPORTS = [
     Row("vport_fence", V1, (*MAPPED, ("vport_fence", V1)), changed=False, on=BOTH, name="there"),
     Row("vport_fence", {**V1, **GONE}, (*MAPPED, ("vport_fence", V1)), on=BOTH, name="absent"),
     Row("vport_fence", {**V1, **GONE}, MAPPED, changed=False, on=BOTH, name="never fenced"),
-    Row("vport_lease", V1, (*MAPPED, _leased("free", "1" * 32)), name="free"),
-    Row("vport_lease", V1, (*MAPPED, _leased("handed", "1" * 32, HOST_ID)), name="handed over"),
-    Row("vport_lease", {**V1, "break": True}, (*MAPPED, _leased("elsewhere", "1" * 32)), name="broken"),
-    Row("vport_lease", V1, (*MAPPED, _leased("held", HOST_ID)), changed=False, name="held"),
+    Row("vport_lease", V1, (*MAPPED, leased("free", "1" * 32)), name="free"),
+    Row("vport_lease", V1, (*MAPPED, leased("handed", "1" * 32, HOST_ID)), name="handed over"),
+    Row("vport_lease", {**V1, "break": True}, (*MAPPED, leased("elsewhere", "1" * 32)), name="broken"),
+    Row("vport_lease", V1, (*MAPPED, leased("held", HOST_ID)), changed=False, name="held"),
     Row("vport_lease", V1, MAPPED, changed=False, on=BOTH, name="none needed"),
 ]
 
@@ -286,7 +236,7 @@ def _only_there(world: World) -> None:
     del world.guests.host.domains["web1"]
 
 
-def _under_way(world: World) -> None:
+def under_way(world: World) -> None:
     """Somebody migrates it."""
     world.network.proceed.clear()
 
@@ -311,7 +261,7 @@ GUESTS = [
     Row("vm_migrate", _on_a_vport, MAPPED, name="with a vport"),
     Row("vm_migrate", MIGRATED, (_runs_there,), name="definition left behind"),
     Row("vm_migrate", MIGRATED, (_only_there,), changed=False, name="there"),
-    Row("vm_migrate", ABORTED, (_under_way,), name="aborted"),
+    Row("vm_migrate", ABORTED, (under_way,), name="aborted"),
     Row("vm_migrate", ABORTED, changed=False, name="nothing to abort"),
     Row("guest_exec", TRUE, repeats="a program is started each time", name="run"),
     Row("guest_exec", SLEEP, repeats="a program is started each time", name="started"),
@@ -339,45 +289,9 @@ def _image_fresh(world: World) -> dict[str, Any]:
     return _image(world) | {"refresh": True}
 
 
-@dataclass(frozen=True)
-class _Vm:
-    """Arguments of lab_vm."""
-
-    state: str
-
-    def __call__(self, world: World) -> dict[str, Any]:
-        return {
-            "lab": "t",
-            "name": "hv1",
-            "directory": str(world.lab / "vms"),
-            "state": self.state,
-            "image": {part: str(world.lab / part) for part in ("root", "kernel", "initrd")},
-            "memory": 64,
-            "cpus": 1,
-            "ssh_port": _port(world),
-            "adapter": {
-                "serial": "s",
-                "max_vfs": 1,
-                "storage": str(world.lab / "san.img"),
-                "storage_uuid": "6a1a3c4e-1111-4222-8333-444455556666",
-            },
-            "seed": [{"path": "/etc/hosts", "content": "127.0.0.1 localhost\n"}],
-        }
-
-
-def _port(world: World) -> int:
-    """One that is free, the same for all of a row."""
-    kept = world.lab / "port"
-    if not kept.exists():
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            kept.write_text(str(probe.getsockname()[1]))
-    return int(kept.read_text())
-
-
 def _is(state: str) -> Callable[[World], None]:
     def prepare(world: World) -> None:
-        assert world.modules.lab_vm(**_Vm(state)(world))["vm"]["state"] == state
+        assert world.modules.lab_vm(**Vm(state)(world))["vm"]["state"] == state
 
     return prepare
 
@@ -387,13 +301,13 @@ LAB = [
     Row("lab_image", _image, (_others_there,), name="one too many"),
     Row("lab_image", _image, (_image_there,), changed=False, name="there"),
     Row("lab_image", _image_fresh, (_image_there,), repeats="it is asked for a fresh image", name="refreshed"),
-    Row("lab_vm", _Vm("started"), name="started"),
-    Row("lab_vm", _Vm("started"), (_is("started"),), changed=False, name="runs"),
-    Row("lab_vm", _Vm("started"), (_is("started"), _is("stopped")), name="started again"),
-    Row("lab_vm", _Vm("stopped"), (_is("started"),), name="stopped"),
-    Row("lab_vm", _Vm("stopped"), changed=False, name="stopped, never there"),
-    Row("lab_vm", _Vm("absent"), (_is("started"),), name="absent"),
-    Row("lab_vm", _Vm("absent"), changed=False, name="never there"),
+    Row("lab_vm", Vm("started"), name="started"),
+    Row("lab_vm", Vm("started"), (_is("started"),), changed=False, name="runs"),
+    Row("lab_vm", Vm("started"), (_is("started"), _is("stopped")), name="started again"),
+    Row("lab_vm", Vm("stopped"), (_is("started"),), name="stopped"),
+    Row("lab_vm", Vm("stopped"), changed=False, name="stopped, never there"),
+    Row("lab_vm", Vm("absent"), (_is("started"),), name="absent"),
+    Row("lab_vm", Vm("absent"), changed=False, name="never there"),
 ]
 
 WHOLE = {
@@ -420,7 +334,7 @@ INFO: dict[str, Arguments] = {
         "lab": "t",
         "directory": str(world.lab / "vms"),
         "cache": str(world.lab / "cache"),
-        "vms": [{"name": "hv1", "memory": 1, "ssh_port": _port(world)}],
+        "vms": [{"name": "hv1", "memory": 1, "ssh_port": port(world)}],
     },
     "lab_vm_info": lambda world: {"directory": str(world.lab / "vms")},
     "sriov_vf_info": {},
@@ -447,94 +361,6 @@ ON_THE_LAB = {
 }
 
 
-def _kernel() -> bytes:
-    """What QEMU takes for a Linux kernel (boot protocol 2.6), and which halts the CPU at once."""
-    image = bytearray(8192)
-    image[0x1F1] = 1  # sectors of set-up code
-    image[0x200:0x202] = b"\xfa\xf4"  # cli; hlt
-    struct.pack_into("<I", image, 0x202, 0x53726448)  # HdrS
-    struct.pack_into("<H", image, 0x206, 0x206)
-    struct.pack_into("<I", image, 0x22C, 0x37FFFFFF)  # highest address of the initramfs
-    struct.pack_into("<I", image, 0x238, 2047)  # length of the command line
-    return bytes(image)
-
-
-def _build_lab(world: World) -> None:
-    """What an image is made of, and a VM of; mmdebstrap is a stand-in that makes the files it would."""
-    if not all(shutil.which(program) for program in ("qemu-img", _lab_vm.QEMU)):
-        pytest.skip("needs QEMU")
-    lab, programs = world.lab, world.lab.parent / "bin"
-    (lab / "files").mkdir(parents=True)
-    (lab / "files" / "packages.txt").write_text("fio\n")
-    (lab / "kernel").write_bytes(_kernel())
-    (lab / "initrd").write_bytes(b"\0" * 512)
-    with (lab / "san.img").open("wb") as file:
-        file.truncate(MIB)
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(lab / "root"), "1M"], check=True)
-    programs.mkdir()
-    stand_in = programs / "mmdebstrap"
-    stand_in.write_text("#!/bin/sh\nfor name in vmlinuz initrd tenant.initrd; do echo $name >$name; done\n")
-    with stand_in.open("a") as script:
-        script.write("head -c 65536 /dev/zero >root.ext4\n")
-    stand_in.chmod(0o755)
-
-
-@pytest.fixture
-def guests(monkeypatch: pytest.MonkeyPatch) -> Iterator[Libraries]:
-    libraries = Libraries()
-    monkeypatch.setattr(_libvirt, "load", lambda: libraries.modules[0])
-    monkeypatch.setattr(_guest_agent, "load", lambda: libraries.modules)
-    monkeypatch.setattr(_libvirt, "probe_interpreters_for_module", lambda *_arguments: None)
-    yield libraries
-    libraries.agent.close()
-
-
-@pytest.fixture
-def world(
-    request: pytest.FixtureRequest,
-    machine: Machine,
-    guests: Libraries,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[World]:
-    """On which ground is the fixture's parameter: ``emulated``, the real ``engine``, or the real ``lvm``."""
-    lab = tmp_path / "lab"
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setattr(_lab_image, "accelerator", lambda *_arguments: ("tcg", "not asked here"))
-    monkeypatch.setattr(_lab_vm, "_STOP_TIMEOUT", 0.2)  # nothing in this VM hears of it
-    ground = getattr(request, "param", "emulated")
-    if ground == "engine":
-        with real.vportd(machine, tmp_path, monkeypatch) as modules:
-            yield from _living(World(machine, modules, None, guests, lab))
-        return
-    engine = request.getfixturevalue("engine")
-    if ground == "lvm":
-        with real.lvm(machine, tmp_path, monkeypatch) as modules:
-            yield from _living(World(machine, modules, engine, guests, lab))
-        return
-    machine.interceptor = _qemu_img
-    yield from _living(World(machine, request.getfixturevalue("modules"), engine, guests, lab))
-
-
-def _qemu_img(command: list[str]) -> tuple[int, str, str] | None:
-    if not command[0].startswith("qemu-"):
-        return None
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
-
-
-def _living(world: World) -> Iterator[World]:
-    try:
-        yield world
-    finally:
-        world.network.aborted.set()
-        for thread in world.threads:
-            thread.join()
-        world.machine.interceptor = _qemu_img
-        if (world.lab / "vms").exists():
-            world.modules.lab_vm(**_Vm("absent")(world))
-
-
 def _given(world: World, arguments: Arguments) -> dict[str, Any]:
     return arguments(world) if callable(arguments) else arguments
 
@@ -549,7 +375,7 @@ CASES = [
 @pytest.mark.parametrize(("world", "row"), CASES, indirect=["world"])
 def test_check_mode_touches_nothing_and_a_second_run_changes_nothing(world: World, row: Row) -> None:
     if row.module.startswith("lab_"):
-        _build_lab(world)
+        build_lab(world)
     for step in row.before:
         if callable(step):
             step(world)
@@ -574,7 +400,7 @@ def test_a_module_that_reads_touches_nothing(
     for name, arguments in [TWO, *[step for step in (*VDISK, *BOUND) if not callable(step)]]:
         assert world.modules.run(name, False, arguments)["changed"]
     if module.startswith("lab_"):
-        _build_lab(world)
+        build_lab(world)
         _is("started")(world)
         (world.lab / "port").unlink()  # the VM has that one
     library = libvirt_facts.Library()
