@@ -23,7 +23,7 @@ FUZZ ?= 60
 ROUNDS ?= 3
 
 COLLECTION := build/collections/ansible_collections/iovlab/storage
-TYPED := $(COLLECTION)/plugins roles/vportd/files/vportd tests
+TYPED := $(COLLECTION)/plugins roles/vportd/files/vportd tests molecule tools docs
 # $(call given,vm to): those of the variables that are set, as extra variables.
 given = $(foreach name,$(1),$(if $($(name)),-e $(name)=$($(name))))
 # One process for each CPU; what must not run side by side has a group.

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ansible_collections.iovlab.storage.plugins.plugin_utils._evacuation import evacuation_plan
 
@@ -112,6 +114,24 @@ def test_a_wrong_variable_is_named_before_any_host_is_asked(nowhere: str, given:
 def test_what_can_be_asked_for_passes(nowhere: str, given: dict[str, Any]) -> None:
     done = ansible_playbook("-i", nowhere, "-e", json.dumps(given), "playbooks/migrate.yml")
     assert "PLAY [Find the VMs]" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_batch_says_how_far_it_is_and_goes_on_when_a_vm_fails(tmp_path: Path) -> None:
+    plays = yaml.safe_load((ROOT / "playbooks/migrate.yml").read_text(encoding="utf-8"))[-2:]
+    (migrate,) = (task for task in plays[0]["tasks"] if "block" in task)
+    failing = {"ansible.builtin.fail": {"msg": "no VF"}, "when": "inventory_hostname == 'web2'"}
+    migrate["block"] = [{"ansible.builtin.set_fact": {"migration_destination": "hv2"}}, failing]
+    (tmp_path / "play.yml").write_text(json.dumps(plays), encoding="utf-8")
+    vms = {f"web{number}": {"ansible_connection": "local"} for number in (1, 2, 3)}
+    inventory = tmp_path / "hosts.json"
+    inventory.write_text(json.dumps({"all": {"children": {"migrations": {"hosts": vms}}}}), encoding="utf-8")
+    done = ansible_playbook("-i", str(inventory), str(tmp_path / "play.yml"))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert sorted(re.findall(r"; (\d of 3 have ended)", done.stdout))[-1] == "3 of 3 have ended"
+    assert sorted(re.findall(r"(web\d (?:is on hv2|has failed));", done.stdout)) == [
+        "web1 is on hv2", "web2 has failed", "web3 is on hv2"
+    ]  # fmt: skip
+    assert done.stdout.count("no VF") >= 1
 
 
 @pytest.mark.parametrize("tasks", ["prepare", "to_pf", "move_offline", "move_live", "to_vf", "release"])
