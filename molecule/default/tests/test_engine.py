@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from tests.lab.driver import wait_until
+
 Rpc = Callable[..., Any]
 Guest = Callable[..., str]
 DATA = "/dev/disk/by-address/tenant1:1"
+MIB = 1024**2
 
 
 def _record(rpc: Rpc) -> dict[str, Any]:
@@ -51,17 +54,13 @@ def test_the_mapping_is_what_lvm_says(hv1: Host, rpc: Rpc) -> None:
         )
     )["report"][0]["seg"]
     start = int(hv1.check_output("pvs --devices /dev/nvme0n1 --readonly --noheadings --units b --nosuffix -o pe_start"))
-    told = {
-        row["lv_name"]: [
-            int(row["seg_start"]),
-            start + int(row["seg_pe_ranges"].rsplit(":", 1)[1].split("-")[0]) * int(row["vg_extent_size"]),
-            int(row["seg_size"]),
-        ]
-        for row in report
-        if row["lv_name"].startswith("tenant1-")
-    }
+    told: dict[str, list[list[int]]] = {}
+    for row in report:
+        if row["lv_name"].startswith("tenant1-"):
+            physical = start + int(row["seg_pe_ranges"].rsplit(":", 1)[1].split("-")[0]) * int(row["vg_extent_size"])
+            told.setdefault(row["lv_name"], []).append([int(row["seg_start"]), physical, int(row["seg_size"])])
     mapped = {lun["vdisk"]: lun["extents"] for lun in rpc("mapping_get", vport="tenant1")["luns"]}
-    assert mapped == {name: [extent] for name, extent in told.items()}
+    assert mapped == {name: sorted(extents) for name, extents in told.items()}
 
 
 def test_vdisks_are_never_activated(hv1: Host) -> None:
@@ -71,27 +70,51 @@ def test_vdisks_are_never_activated(hv1: Host) -> None:
 def test_the_vm_sees_its_addresses_and_nothing_physical(guest: Guest) -> None:
     assert guest("/usr/bin/busybox", "ls", "/dev/disk/by-address").split() == ["tenant1:0", "tenant1:1"]
     assert guest("/usr/bin/busybox", "cat", "/sys/block/vda/serial").strip() == "tenant1:0"
-    assert int(guest("/usr/bin/busybox", "cat", "/sys/block/vdb/size")) == 256 * 1024**2 // 512
+    assert _size(guest) >= 256 * MIB
 
 
-def test_what_the_vm_writes_lies_where_the_mapping_says(hv1: Host, rpc: Rpc, guest: Guest) -> None:
-    offset, length, pattern = 5 * 1024**2, 64 * 1024, "0x5ca1ab1e"
+def _size(guest: Guest) -> int:
+    """Of the VM's second disk, in bytes, as its kernel knows it."""
+    return int(guest("/usr/bin/busybox", "cat", "/sys/block/vdb/size")) * 512
+
+
+def _writes_where_the_mapping_says(hv1: Host, rpc: Rpc, guest: Guest, offset: int) -> None:
+    length, pattern = 64 * 1024, "0x5ca1ab1e"
     guest(
         "/usr/bin/fio", "--name=mark", f"--filename={DATA.replace(':', chr(92) + ':')}", "--rw=write", "--direct=1",
         f"--offset={offset}", f"--size={length}", "--bs=16k", f"--buffer_pattern={pattern}", "--end_fsync=1",
     )  # fmt: skip
     lun = next(lun for lun in rpc("mapping_get", vport="tenant1")["luns"] if lun["lun"] == 1)
-    (start, physical, __), *__ = lun["extents"]
-    assert start == 0
+    ((start, physical),) = [one[:2] for one in lun["extents"] if one[0] <= offset < one[0] + one[2]]
     script = (
         "import os, sys\n"
         "fd = os.open('/dev/nvme0n1', os.O_RDONLY | os.O_DIRECT)\n"
         "import mmap\n"
         f"area = mmap.mmap(-1, {length})\n"
-        f"os.preadv(fd, [area], {physical + offset})\n"
+        f"os.preadv(fd, [area], {physical + offset - start})\n"
         f"print(bytes(area) == bytes.fromhex('{pattern[2:]}') * ({length} // 4))"
     )
     assert hv1.check_output("python3 -c %s", script) == "True"
+
+
+def test_what_the_vm_writes_lies_where_the_mapping_says(hv1: Host, rpc: Rpc, guest: Guest) -> None:
+    _writes_where_the_mapping_says(hv1, rpc, guest, 5 * MIB)
+
+
+def test_a_vdisk_that_grows_is_larger_in_the_running_vm(
+    hv1: Host, rpc: Rpc, guest: Guest, module: Callable[..., dict[str, Any]]
+) -> None:
+    before = _size(guest)
+    larger = before + 8 * MIB
+    luns = [{"lun": lun, "vdisk": name} for lun, name in enumerate(("tenant1-system", "tenant1-data"))]
+    for name, options in (
+        ("vdisk", {"pool": "san", "name": "tenant1-data", "size": str(larger), "adapter": "0000:01:00.0"}),
+        ("adapter_mapping", {"vport": "tenant1", "pool": "san", "luns": luns}),
+    ):
+        assert module("hv1", name, **options)["changed"]
+    wait_until("the VM's kernel to know the new size", lambda: _size(guest) == larger, 30)
+    _writes_where_the_mapping_says(hv1, rpc, guest, before)
+    _writes_where_the_mapping_says(hv1, rpc, guest, larger - MIB)
 
 
 def _limit(hv1: Host, device: str, writes: int | str) -> None:
