@@ -171,3 +171,43 @@ def nowhere(tmp_path: Path) -> str:
         json.dumps({"all": {"vars": {"tenants": tenants}, "children": {"hypervisors": {"hosts": hosts}}}})
     )
     return str(inventory)
+
+
+def test_a_run_that_was_killed_has_a_report_when_it_is_recovered(nowhere: str, tmp_path: Path) -> None:
+    known = {
+        "migration_recovery": {"end": "hv1"},
+        "migration_reports": str(tmp_path),
+        "migration_tenant": {"name": "web1", "vport": "web1"},
+    }
+    begun = {
+        "migration_source": "hv1",
+        "migration_destination": "hv2",
+        "migration_mode": "direct",
+        "migration_marks": [{"name": "preflight", "at": START}],
+        "migration_source_facts": {"vportd": {"vports": [{"vport": "web1", "path": "vf", "vf": "0000:01:00.1"}]}},
+        "migration_unreported": True,
+    }
+    role = "iovlab.storage.migration"
+
+    def included(tasks: str, **variables: str) -> dict[str, Any]:
+        return {"ansible.builtin.include_role": {"name": role, "tasks_from": f"{tasks}.yml"}, "vars": variables}
+
+    def run(*tasks: dict[str, Any]) -> str:
+        play = {"hosts": "localhost", "gather_facts": False, "vars": known, "tasks": tasks}
+        (tmp_path / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
+        done = ansible_playbook("-i", nowhere, str(tmp_path / "play.yml"))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run({"ansible.builtin.set_fact": begun}, included("phase", phase="live migration"))
+    left = tmp_path / "web1.begun.json"
+    assert [mark["name"] for mark in json.loads(left.read_text())["marks"]] == ["preflight", "live migration"]
+    assert "web1 runs on hv1, and was not migrated" in run(included("ended"), included("report"))
+    (report,) = (json.loads(path.read_text()) for path in tmp_path.glob("web1-*.json"))
+    assert [phase["name"] for phase in report["phases"]] == ["preflight", "live migration", "recover"]
+    assert 'the run was killed in the phase "live migration"' in report["errors"]
+    assert report["verdict"] == "failed"
+    assert report["paths"][0] == {"host": "hv1", "path": "vf", "vf": "0000:01:00.1"}
+    assert not left.exists()
+    assert list(tmp_path.glob("web1-*.html"))
+    run(included("ended"))  # nothing is left to take up

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The playbook itself is killed at each of its steps; `recover` brings the migration to one of its two ends."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.lab.driver import Lab, Run, other, play, refused, wait_until
@@ -31,8 +35,12 @@ def test_killed_in_the_phase(lab: Lab, phase: str, written: Load) -> None:
         wait_until("end of the migration", lambda: not lab.job(VM, source), 120)
     if phase == "switch to a VF":  # run again, it cannot do better
         assert f"make recover vm={VM}" in refused("migrate", vm=VM, to=other(source))
-    play("recover", vm=VM)
+    recovered = re.search(r"the report is (\S+)\.html", play("recover", vm=VM))
+    assert recovered, "a killed run has no report"
+    report = json.loads(Path(f"{recovered[1]}.json").read_text(encoding="utf-8"))
+    assert f'the run was killed in the phase "{phase}"' in report["errors"]
     place = lab.settled(VM)
+    assert report["placement"] == {place: "running"}
     if phase in ("switch to a VF", "release the source"):
         assert place == other(source)
     elif phase != "live migration":  # there the abort and the end may race, and either end is right
