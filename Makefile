@@ -92,7 +92,11 @@ return: setup ## Bring back the VMs that evacuate moved away (host=HYPERVISOR)
 
 .PHONY: test
 test: ## Everything CI runs: setup, lint, sanity, galaxy, docs, unit, molecule
-	@tools/stages setup-dev lint sanity galaxy docs unit molecule
+	@tools/stages setup-dev checks unit molecule
+
+.PHONY: checks
+checks: setup-dev ## sanity, lint, galaxy and docs, two at a time
+	$(MAKE) --jobs 2 --output-sync=target sanity lint galaxy docs
 
 .PHONY: lint
 lint: setup-dev ## Check code, types, YAML, roles and shell scripts
