@@ -171,6 +171,13 @@ def choose_vf(record: Record, adapter: Mapping[str, Any], wanted: str) -> str | 
     return wanted
 
 
+def lost_vf(record: Record, adapter: Mapping[str, Any]) -> bool:
+    """Whether the vport is bound to a VF that shows the storage no more, so that its requests go through the PF."""
+    if not record["vf"] or record["path"] == "vf":
+        return False
+    return not any(vf["vf"] == record["vf"] and vf["device"] for vf in adapter["vfs"])
+
+
 def no_free_vf(record: Record) -> Refused:
     return Refused(
         f"vf: adapter {record['adapter']} has no free VF that shows its storage for vport {record['vport']}; create "
@@ -189,15 +196,17 @@ def plan_binding(record: Record, vf: str | None, path: str) -> Plan:
         return Plan(before, after)
     if not record["generation"]:
         raise Missing(f"vport {name} has no mapping yet; push one with adapter_mapping before binding it")
+    bind = Step("vport_bind", f"bind vport {name} to VF {vf} on path {path}", {"vf": vf, "path": path})
+    if record["vf"] not in (None, vf):
+        gone = Step("vport_unbind", f"unbind vport {name} from VF {record['vf']}, which shows the storage no more")
+        return Plan(before, after, (gone, bind))
     if record["vf"]:
         return Plan(
             before,
             after,
             (Step("vport_switch", f"switch vport {name} from path {record['path']} to {path}", {"path": path}),),
         )
-    return Plan(
-        before, after, (Step("vport_bind", f"bind vport {name} to VF {vf} on path {path}", {"vf": vf, "path": path}),)
-    )
+    return Plan(before, after, (bind,))
 
 
 def plan_unbinding(record: Record) -> Plan:

@@ -26,7 +26,8 @@ options:
     description:
       - PCI address of the VF.
       - V(auto) is the VF that the vport is bound to already, else the first free VF of its adapter that shows the
-        storage.
+        storage. A VF that was lost, so that the vport runs on the path V(pf) and the VF shows the storage no more, is
+        given up for a free one.
     type: str
     default: auto
   path:
@@ -155,14 +156,15 @@ def body(module: AnsibleModule, host: Host) -> dict[str, Any]:
             planned = _vport.plan_unbinding(record)
         else:
             adapter = _vport.adapter_of(vportd.adapters(), record["adapter"])
-            vf = _vport.choose_vf(record, adapter, wanted)
+            another = wanted == _vport.AUTO and options["path"] == "vf" and _vport.lost_vf(record, adapter)
+            vf = _vport.choose_vf({**record, "vf": None} if another else record, adapter, wanted)
             stayed = vf is None
             if stayed and options["on_no_vf"] == "fail":
                 raise _vport.no_free_vf(record)
             planned = _vport.plan_binding(record, vf, options["path"])
         switch = None
         if planned.changed and not module.check_mode:
-            (reply,) = carry_out(planned, vportd.verbs(name, options["timeout"]))
+            *__, reply = carry_out(planned, vportd.verbs(name, options["timeout"]))
             switch = reply.get("switch") if "switch" in reply else reply
             record = vportd.vport(name)
     notes = [f"no VF is free for vport {name}: it stays on path pf"] if stayed else []

@@ -49,13 +49,20 @@ def test_the_pf_takes_over(lab: Lab, written: Load, how: Callable[[Host, str, st
         assert lab.vports(place)[VM]["degraded"]
         before = writes()
         wait_until("write over the PF", lambda: writes() > before + 10, 60)
+        if how is removed:
+            play("recover", vm=VM)
+            assert lab.settled(VM) == place
+            assert lab.vports(place)[VM]["vf"] != vf
     finally:
-        if how is removed:  # the kernel makes VFs anew only when it has removed all of them
-            lab.rpc(place, "vport_unbind", vport=VM)
+        bound = [name for name, record in lab.vports(place).items() if how is removed and record["vf"]]
+        for vport in bound:  # the kernel makes a VF anew only when it has removed all of them
+            lab.rpc(place, "vport_unbind", vport=vport)
+        if how is removed:
             host.check_output("echo 0 >/sys/bus/pci/devices/%s/sriov_numvfs", adapter["adapter"])
         host.check_output("systemctl restart iovlab-adapter.service")
-    play("recover", vm=VM)
-    assert lab.settled(VM) == place
+    for vm in {VM, *bound}:
+        play("recover", vm=vm)
+        assert lab.settled(vm) == place
 
 
 @pytest.mark.long

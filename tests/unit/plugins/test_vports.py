@@ -284,6 +284,23 @@ def test_auto_binds_the_first_free_vf_and_stays_with_it(v1: Modules, engine: Eng
     assert not v1.vport_binding(vport="v1")["changed"]
 
 
+def test_a_vf_that_was_lost_is_given_up_for_a_free_one(v1: Modules, engine: Engine) -> None:
+    v1.vport_binding(vport="v1", vf=VF0)
+    engine.adapters[0]["vfs"][0]["device"] = None
+    assert not v1.vport_binding(vport="v1")["changed"], "as long as it is the path"
+    engine.vports["v1"]["path"] = "pf"
+    assert not v1.vport_binding(vport="v1", path="pf")["changed"]
+    result = v1.settles("vport_binding", engine.fingerprint, vport="v1")
+    assert (result["vport"]["vf"], result["vport"]["path"]) == (VF1, "vf")
+    assert result["steps"][0] == f"unbind vport v1 from VF {VF0}, which shows the storage no more"
+    engine.vports["v1"]["path"] = "pf"
+    engine.adapters[0]["vfs"][1]["device"] = None
+    before = engine.fingerprint()
+    assert "no free VF" in v1.refused("vport_binding", vport="v1")
+    assert v1.settles("vport_binding", engine.fingerprint, vport="v1", on_no_vf="stay_on_pf")["stayed_on_pf"]
+    assert engine.fingerprint() == before
+
+
 def test_the_path_is_switched_and_the_vport_unbound(v1: Modules, engine: Engine) -> None:
     v1.vport_binding(vport="v1", vf=VF0)
     result = v1.settles("vport_binding", engine.fingerprint, vport="v1", path="pf")
