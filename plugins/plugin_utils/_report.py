@@ -40,10 +40,14 @@ def run_report(run: Any) -> dict[str, Any]:
             errors.append(f"{what} is not named")
     vports = _record(run.get("vports"))
     before, after = _record(vports.get("before")), _record(vports.get("after"))
-    switches = _switches(run.get("switches"), errors)
+    measured = errors
+    if run.get("killed"):
+        measured = []
+        notes.append("what the run measured was lost with it; the history of the paths is what the vports have noted")
+    switches = _switches(run.get("switches"), measured)
     phases = _phases(run.get("phases"), errors)
     loaded = run.get("fio") is not None
-    migration = _migration(run.get("migration"), run.get("mode") == "offline", errors, notes)
+    migration = _migration(run.get("migration"), run.get("mode") == "offline", measured, notes)
     report = {
         **names,
         **_span(run.get("phases")),
