@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Guests and front ends that break the rules: they harm themselves alone."""
 
+import contextlib
 import os
 import random
 import struct
@@ -23,6 +24,8 @@ from tests.unit.vportd.frontend import (
     USUAL,
     WRITE_ZEROES,
     Closed,
+    FrontEnd,
+    Queue,
 )
 from tests.unit.vportd.test_paths import wait_for
 from vportd.virtio_spec import MAX_DATA
@@ -432,3 +435,129 @@ def test_memory_that_is_cut_off_kills_no_other_vport(engine, make_vport, front_e
     hostile.disconnect()
     assert engine.rpc().vport_get(vport="vp1")["state"] == "RUNNING"
     assert front_end(engine.socket()).start().do(IN, 0, length=512)[0] == OK
+
+
+def test_an_in_flight_counter_at_its_end_is_no_end(engine, make_vport, front_end):
+    make_vport(engine)
+    hostile = front_end(engine.socket())
+    queue = hostile.start()
+    hostile.stop_queue(0)
+    fd = hostile.inflight[1]
+    os.pwrite(fd, struct.pack("<QHHHH", 0, 1, queue.size, 0, 0), 0)
+    os.pwrite(fd, struct.pack("<QQ", 1, (1 << 64) - 2), 16 + 16 * 60)  # head 60 is in flight
+    base = queue.slot_base(20)
+    queue.memory.write(base, struct.pack("<IIQ", IN, 0, 0))
+    for head, part in enumerate([(base, 16, 1, 61), (base + 0x1000, 512, 3, 62), (base + 16, 1, 2, 0)], 60):
+        queue.descriptor(head, *part)
+    queue.offer(60)
+    pids = engine.workers()
+    hostile.start_queue(0, 0)
+    wait_for(lambda: queue.used_idx() == 1, 10)
+    queue.seen = queue.used_idx()
+    for __ in range(3):
+        assert queue.do(IN, 0, length=512)[0] == OK
+    assert engine.workers() == pids
+
+
+def test_a_head_that_is_under_way_is_not_taken_again_whatever_the_region_says(make_engine, make_vport, front_end):
+    engine = make_engine(latency=0.5)
+    rpc = make_vport(engine)
+    hostile = front_end(engine.socket())
+    queue = hostile.start()
+    pids = engine.workers()
+    slot = queue.submit(IN, 0, length=512)
+    queue.kick()
+    wait_for(lambda: rpc.vport_get(vport="vp0")["outstanding"] == 1, 10)
+    os.pwrite(hostile.inflight[1], bytes(8), 16 + 16 * 3 * slot)
+    queue.offer(3 * slot)
+    os.eventfd_write(queue.kick_fd, 1)
+    wait_for(lambda: "while its request is under way" in engine.log.read_text(), 10)
+    wait_for(lambda: queue.used_idx() == 1, 10)
+    assert engine.workers() == pids
+
+
+def test_a_used_index_of_the_guests_making_does_not_keep_a_vport_from_moving(engine, make_vport, front_end):
+    rpc = make_vport(engine, bind=VF0)
+    hostile = front_end(engine.socket())
+    queue = hostile.start()
+    hostile.stop_queue(0)
+    queue.memory.write(queue.used + 2, struct.pack("<H", 7))
+    queue.seen = 7
+    hostile.start_queue(0, 0)
+    assert rpc.vport_switch(vport="vp0", path="pf")["changed"]
+    assert rpc.vport_suspend(vport="vp0")["state"] == "FROZEN"
+    rpc.vport_resume(vport="vp0")
+    assert queue.do(IN, 0, length=512)[0] == OK
+    rpc.vport_fence(vport="vp0")
+    assert rpc.vport_get(vport="vp0")["state"] == "FROZEN"
+
+
+def test_guest_memory_that_was_taken_away_is_no_failure_of_the_storage(make_engine, make_vport, front_end):
+    engine = make_engine(backend="uring", error_policy="wait", auto_return=True)
+    rpc = make_vport(engine, bind=VF0)
+    hostile = front_end(engine.socket())
+    queue = hostile.start()
+    os.ftruncate(hostile.memory.fds[1], 6 * MIB)
+    queue.submit(IN, 0, length=1, buffers=[(HIGH_GPA + 7 * MIB, 512)])
+    os.eventfd_write(queue.kick_fd, 1)
+    wait_for(lambda: queue.used_idx() == 1, 10)
+    record = rpc.vport_get(vport="vp0")
+    assert (record["path"], record["degraded"], record["waiting"]) == ("vf", None, 0)
+
+
+def test_who_has_its_workers_die_again_and_again_waits_for_the_next(engine, make_vport):
+    make_vport(engine)
+    end = time.monotonic() + 4
+    while time.monotonic() < end:
+        front = FrontEnd(engine.socket())
+        front.sock.settimeout(1)
+        with contextlib.suppress(OSError, Closed, AssertionError):
+            front.start()
+            os.ftruncate(front.memory.fds[1], 0)
+            os.eventfd_write(front.queues[0].kick_fd, 1)
+            front.is_closed(1)
+        front.disconnect()
+    assert 0 < engine.log.read_text().count(") died of SIGBUS") < 10
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["tables", "data"])
+def test_many_heads_of_long_chains_take_little_memory(same, make_engine, make_vport, front_end):
+    """1024 heads that all name one table of 1024 descriptors; or one buffer over as many extents."""
+    engine = make_engine(latency=0.2, backend="uring", size=64 * MIB)
+    small = [[at * 4096, (8191 - at) * 4096, 4096] for at in range(8192)]
+    make_vport(engine, luns=[{"lun": 0, "vdisk": "a", "extents": small}])
+    hostile = front_end(engine.socket())
+    hostile.negotiate()
+    hostile.set_memory()
+    memory, size = hostile.memory, 1024
+    queue = Queue(memory, 0, size=128)
+    queue.size = size
+    base = HIGH_GPA + 2 * MIB
+    queue.desc, queue.avail, queue.used = base, base + 0x8000, base + 0xA000
+    hostile.queues.append(queue)
+    table, header, status, data = (HIGH_GPA + 3 * MIB + at for at in (0, 0x8000, 0x9000, 0x10000))
+    memory.write(header, struct.pack("<IIQ", IN, 0, 0))
+    if same:
+        parts = [(header, 16, 1, 1), (data, 2 * MIB, 3, 2), (status, 1, 2, 0)]
+    else:
+        middle = [(data, 512, 3, at) for at in range(2, 1024)]
+        parts = [(header, 16, 1, 1), *middle, (status, 1, 2, 0)]
+    memory.write(table, b"".join(struct.pack("<QIHH", *part) for part in parts))
+    for head in range(size):
+        queue.descriptor(head, table, 16 * len(parts), 4, 0)
+        memory.write(queue.avail + 4 + 2 * head, struct.pack("<H", head))
+    hostile.send(8, struct.pack("<II", 0, size))
+    hostile.send(10, struct.pack("<II", 0, 0))
+    hostile.send(9, hostile.addresses(queue))
+    hostile.send(12, struct.pack("<Q", 0), [queue.kick_fd])
+    hostile.send(13, struct.pack("<Q", 0), [queue.call_fd])
+    assert hostile.acknowledged(18, struct.pack("<II", 0, 1)) == 0
+    (pid,) = engine.workers().values()
+    before = peak(pid)
+    memory.write(queue.avail + 2, struct.pack("<H", size))
+    os.eventfd_write(queue.kick_fd, 1)
+    wait_for(lambda: queue.used_idx() > 64, 60)
+    assert peak(pid) - before < 64 * MIB
+    rpc = engine.rpc()
+    assert rpc.vport_get(vport="vp0")["outstanding"] <= size
+    wait_for(lambda: queue.used_idx() == size, 120)

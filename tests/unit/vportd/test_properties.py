@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vportd import blk
+from vportd.apart import Apart
 from vportd.blk_queue import COUNTERS_SIZE, Device, Queue
 from vportd.errors import VportdError
 from vportd.extents import Extents
@@ -165,6 +166,9 @@ class Owner:
 
     block_size, capacity, readonly, discards, zeroes = 512, 1 << 20, False, True, True
 
+    def __init__(self):
+        self.apart = Apart()
+
     def refuse_log(self):
         return
 
@@ -203,7 +207,14 @@ def test_a_connection_of_any_messages_ends_at_most_and_keeps_no_descriptor(talk)
     async def serve():
         before = set(os.listdir("/proc/self/fd"))
         mine, theirs = socket.socketpair()
-        front = FrontEnd(theirs, Owner())
+        owner = Owner()
+        front = FrontEnd(theirs, owner)
+
+        def read():
+            __, received, __, __ = socket.recv_fds(mine, 1 << 16, 16)
+            for fd in received:
+                os.close(fd)
+
         for request, header_flags, payload, count in talk:
             fds = [os.memfd_create("x") for __ in range(count)]
             for fd in fds:
@@ -213,11 +224,13 @@ def test_a_connection_of_any_messages_ends_at_most_and_keeps_no_descriptor(talk)
             for fd in fds:
                 os.close(fd)
         mine.shutdown(socket.SHUT_WR)
+        asyncio.get_running_loop().add_reader(mine, read)
         with contextlib.suppress(VportdError, OSError):
             await front.serve()
         front.close()
+        asyncio.get_running_loop().remove_reader(mine)
         mine.close()
-        theirs.close()
+        await owner.apart.done()
         assert set(os.listdir("/proc/self/fd")) <= before
 
     asyncio.run(serve())

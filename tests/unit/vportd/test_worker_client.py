@@ -4,11 +4,12 @@
 import asyncio
 import gc
 import os
+import signal
 from typing import Any
 
 import pytest
 
-from vportd import channel
+from vportd import channel, worker_client
 from vportd.errors import ChannelClosed, WorkerDied
 from vportd.worker_client import WorkerClient
 
@@ -38,3 +39,19 @@ def test_trying_a_worker_again_whose_channel_is_closed_does_not_stop_the_engine(
     complaints: list[dict[str, Any]] = []
     asyncio.run(asyncio.wait_for(try_until_its_end_is_noticed(), 20))
     assert not complaints
+
+
+def test_a_worker_that_hangs_while_it_is_waited_for_is_ended(tmp_path, monkeypatch):
+    """As one does that writes to an eventfd which is full, and whose owner wants that to wait."""
+
+    async def stop():
+        lock = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+        client = WorkerClient("worker", lock, lambda message: None, lambda: None)
+        os.close(lock)
+        os.kill(client.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerDied):
+            await client.call("stop")
+        await client.gone
+
+    monkeypatch.setattr(worker_client, "LOOK_TIME", 0.3)
+    asyncio.run(asyncio.wait_for(stop(), 20))

@@ -31,7 +31,7 @@ from vportd.virtio_spec import (
     VIRTIO_BLK_S_OK,
     VIRTQ_DESC_F_WRITE,
 )
-from vportd.virtqueue import Chain
+from vportd.virtqueue import UNDER_WAY, Chain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,6 +90,10 @@ def service(queue: Queue) -> bool:
             more = turn == ROUNDS or (hurry[0] != 0 and not again)
             if more:
                 break
+            if queue.long > 4 * UNDER_WAY:
+                queue.full = True
+                queue.again += again
+                break
             taken = again or (() if queue.held else ring.take())
             if not taken:
                 if queue.held or not (_await(queue) or ring.listen()):
@@ -99,7 +103,10 @@ def service(queue: Queue) -> bool:
             again = []
             queue.taken = began = _clock()
             log = device.log
-            for head, chain in taken:
+            todo = iter(taken)
+            for head, chain in todo:
+                if head in outstanding:  # and somebody has changed the in-flight region, which said so
+                    raise RingBroken(f"head {head} is offered again while its request is under way")
                 if len(chain) == 12:
                     header, size, out, __, data, length, flags, __, status, one, back, __ = chain
                     if size == 16 and one == 1 and not out & 2 and back & 2:
@@ -153,6 +160,8 @@ def service(queue: Queue) -> bool:
                 written = general(queue, head, chain, dirty)
                 if written is not None:
                     done.append((head, written))
+                elif queue.long > 4 * UNDER_WAY:  # the others when some of these are done
+                    queue.again = list(todo)
             if done:
                 batch, written_to, done, dirty = done, dirty, [], []
                 _count_latency(queue.counters, int((_clock() - began) * 1e6), len(batch))
@@ -247,6 +256,7 @@ def _finish(request: Request, now: float, batches: "Batches") -> None:
         batch = batches[queue] = ([], [])
     _count_latency(queue.counters, int((now - request.taken) * 1e6), 1)
     del queue.outstanding[request.head]
+    queue.long -= request.long
     batch[0].append((request.head, request.total + 1 if request.operation == READ else 1))
     batch[1].append(request.dirty)
 
@@ -260,6 +270,7 @@ def again(queue: Queue, requests: list[Request]) -> None:
         queue.broken = str(problem)
     for request in requests:
         del queue.outstanding[request.head]
+        queue.long -= request.long
     if queue.broken is not None:
         return
     queue.again += chains

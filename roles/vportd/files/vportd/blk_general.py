@@ -92,6 +92,8 @@ def general(queue: Queue, head: int, chain: Chain, dirty: list[Chain]) -> int | 
             pieces = queue.device.extents.pieces(sector * SECTOR_SIZE, total, operation == WRITE)
         if pieces is not None and not storage.synchronous and total:
             request = Request(queue, head, chain, operation, total, len(pieces), status)
+            request.long = len(chain) + 4 * len(pieces)
+            queue.long += request.long
             queue.outstanding[head] = request
             at = 0
             for physical, size in pieces:
@@ -126,6 +128,8 @@ def general(queue: Queue, head: int, chain: Chain, dirty: list[Chain]) -> int | 
             result, segments = _segments(queue.device, operation, sent)
         if segments and not storage.synchronous:
             request = Request(queue, head, only_status, operation, 0, len(segments), status)
+            request.long = 4 * len(segments)
+            queue.long += request.long
             queue.outstanding[head] = request
             for physical, size in segments:
                 storage.submit(request, operation, physical, [], size)
@@ -166,8 +170,10 @@ def _segments(device: Device, operation: int, sent: list[memoryview]) -> tuple[i
     for sector, sectors, flags in struct.iter_unpack(VIRTIO_BLK_SEGMENT, b"".join(sent)):
         if flags & ~allowed:
             return VIRTIO_BLK_S_UNSUPP, []
+        if not 0 < sectors <= MAX_DISCARD_SECTORS:
+            return VIRTIO_BLK_S_IOERR, []
         pieces = device.extents.pieces(sector * SECTOR_SIZE, sectors * SECTOR_SIZE, True)
-        if pieces is None or not 0 < sectors <= MAX_DISCARD_SECTORS:
+        if pieces is None:
             return VIRTIO_BLK_S_IOERR, []
         found += pieces
     return VIRTIO_BLK_S_OK, found

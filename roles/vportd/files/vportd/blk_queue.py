@@ -42,7 +42,8 @@ class Queue:
     ``used_log`` = guest physical address of the used ring for the dirty log, or None. ``broken`` = why nothing more is
     taken. ``again`` = what an earlier worker took and did not give back. ``held`` = do that, but take nothing new.
     ``patience`` = seconds to look into the empty ring, ``alone`` = no other queue of this worker had something too.
-    ``taken`` = when the requests that are being started were taken. ``hurry``: not 0 when a command waits.
+    ``taken`` = when the requests that are being started were taken. ``hurry``: not 0 when a command waits. ``long`` =
+    sum over the outstanding requests; ``full`` = nothing is begun because that is too much.
     """
 
     __slots__ = (
@@ -62,6 +63,8 @@ class Queue:
         "alone",
         "taken",
         "hurry",
+        "long",
+        "full",
     )
 
     def __init__(
@@ -84,6 +87,8 @@ class Queue:
         self.alone = True
         self.taken = 0.0
         self.hurry: memoryview | bytes = b"\0"
+        self.long = 0
+        self.full = False
 
     def signal(self) -> None:
         """Notify the driver."""
@@ -107,10 +112,10 @@ class Queue:
 
 class Request:
     """A request that the storage is working on: ``left`` operations of it, then the status byte. ``dirty`` = chain to
-    log as written.
+    log as written. ``long`` = numbers in its chain and, four for each, its operations, where it is not a usual one.
     """
 
-    __slots__ = ("queue", "head", "dirty", "operation", "total", "missing", "left", "failed", "status", "taken")
+    __slots__ = ("queue", "head", "dirty", "operation", "total", "missing", "left", "failed", "status", "taken", "long")
 
     def __init__(
         self, queue: Queue, head: int, dirty: Chain, operation: int, length: int, left: int, status: memoryview
@@ -125,3 +130,4 @@ class Request:
         self.failed = 0  # the errno of an operation that failed, negative
         self.status = status
         self.taken = queue.taken
+        self.long = 0

@@ -299,15 +299,14 @@ class Engine:
 
     async def vport_bind(self, vport: str, vf: str, path: str = "vf", timeout: float = 10.0) -> dict[str, Any]:
         """Bind a vport to a VF, and move it to a path."""
-        async with self._lock:
-            found = self._find(vport)
-            if not PCI_ADDRESS.fullmatch(vf):
-                raise RpcError("INVALID", f"vf is {vf!r}: it must be a PCI address such as 0000:01:00.1")
-            for other in self.vports.values():
-                if other is not found and other.vf == vf:
-                    raise RpcError("IN_USE", f"VF {vf} is bound to vport {other.name}", vport=other.name)
-            switch = await found.bind(vf, path, timeout)
-            return {"vport": found.record(), "switch": switch}
+        found = self._find(vport)
+        if not PCI_ADDRESS.fullmatch(vf):
+            raise RpcError("INVALID", f"vf is {vf!r}: it must be a PCI address such as 0000:01:00.1")
+        for other in self.vports.values():
+            if other is not found and vf in (other.vf, *other.binding):
+                raise RpcError("IN_USE", f"VF {vf} is bound to vport {other.name}", vport=other.name)
+        switch = await found.bind(vf, path, timeout)
+        return {"vport": found.record(), "switch": switch}
 
     async def vport_unbind(self, vport: str, timeout: float = 10.0) -> dict[str, Any]:
         """Move a vport to the PF path and let go of its VF."""

@@ -6,12 +6,14 @@ A message that breaks the protocol ends its own connection and nothing else. Des
 were not taken are closed with it.
 """
 
+import contextlib
 import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
 
 from vportd import vhost_user_spec as spec
+from vportd.apart import is_eventfd
 from vportd.blk_config import CONFIG_SPACE, LOG_ALL, PROTOCOL_FEATURES, QUEUES, config_space, offered
 from vportd.errors import ProtocolError, Refused
 from vportd.front_end_owner import Owner
@@ -62,9 +64,18 @@ class FrontEnd(FrontEndState):
         }
 
     def close(self) -> None:
-        """Close the connection and every descriptor that came over it."""
-        self.connection.socket.close()
+        """End the connection, and let go of it and of every descriptor that came over it."""
         super().close()
+        self.connection.shut_down()
+        self.released += self.connection.unclaimed
+        self.connection.unclaimed = []
+        if self.connection.socket.fileno() >= 0:  # what was sent over it and not received is closed with it
+            self.released.append(self.connection.socket.detach())
+        self._let_go()
+
+    def _let_go(self) -> None:
+        released, self.released = self.released, []
+        self.owner.apart.close(released)
 
     async def serve(self) -> None:
         """Answer messages until the connection ends. Raises ProtocolError, and VportdError when what was asked cannot
@@ -76,8 +87,10 @@ class FrontEnd(FrontEndState):
                     return  # what it has left would keep the next front end waiting
                 await self._handle(message)
             finally:
-                for fd in message.fds:
-                    os.close(fd)
+                self.released += message.fds
+                if self.released:
+                    self._let_go()
+                    await self.owner.apart.done()
 
     async def _handle(self, message: Message) -> None:
         handler = self._handlers.get(message.request)
@@ -103,6 +116,8 @@ class FrontEnd(FrontEndState):
                 self.connection.reply(message.request, body, fd)
             finally:
                 close_fd(fd)
+            if fd >= 0:
+                await self.connection.taken()
 
     # Messages
 
@@ -167,17 +182,15 @@ class FrontEnd(FrontEndState):
             raise ProtocolError(f"a memory table of {count} regions in {len(message.payload)} bytes")
         if len(message.fds) != count:
             raise ProtocolError(f"a memory table of {count} regions with {len(message.fds)} descriptors")
-        old = self.memory_fds
         regions = []
         for index in range(count):
             gpa, size, user, offset = struct.unpack_from(
                 spec.MEM_REGION, message.payload, 8 + index * spec.MEM_REGION_SIZE
             )
             regions.append((gpa, size, user, offset))
+        self.released += self.memory_fds
         self.memory, self.memory_fds = regions, message.fds[:]
         message.fds.clear()
-        for fd in old:
-            os.close(fd)
         await self.owner.memory_changed()
         await self._sync_all()
 
@@ -215,18 +228,23 @@ class FrontEnd(FrontEndState):
         size, offset = message.unpack(spec.LOG)
         self.owner.refuse_log()
         fd = message.one_fd()
-        if size == 0 or size + offset > os.fstat(fd).st_size:
-            os.close(fd)
+        if size == 0 or size + offset > await self._size(fd):
+            self.released.append(fd)
             raise ProtocolError(f"a dirty log of {size} bytes at offset {offset} is more than its file has")
         if self.log is not None:
-            os.close(self.log.fd)
+            self.released.append(self.log.fd)
         self.log = Shared(fd, size, offset)
         await self.owner.log_changed()
         await self._sync_all()
         return struct.pack(spec.U64, 0) if self.has(spec.VHOST_USER_PROTOCOL_F_LOG_SHMFD) else None
 
     async def _set_log_fd(self, message: Message) -> None:
-        os.close(message.one_fd())  # an eventfd for "the log was written"; QEMU does not wait on it
+        self.released.append(message.one_fd())  # for "the log was written"; QEMU does not wait on it
+
+    async def _size(self, fd: int) -> int:
+        """The bytes of a file of the front end."""
+        found: os.stat_result = await self.owner.apart.do(lambda: os.fstat(fd))
+        return found.st_size
 
     async def _set_vring_num(self, message: Message) -> None:
         index, size = message.unpack(spec.VRING_STATE)
@@ -271,7 +289,13 @@ class FrontEnd(FrontEndState):
     def _vring_fd(self, message: Message) -> tuple[Ring, int]:
         (value,) = message.unpack(spec.U64)
         ring = self._ring(value & spec.VRING_INDEX_MASK)
-        return ring, -1 if value & spec.VRING_NOFD_MASK else message.one_fd()
+        if value & spec.VRING_NOFD_MASK:
+            return ring, -1
+        fd = message.one_fd()
+        if not is_eventfd(fd):
+            self.released.append(fd)
+            raise ProtocolError(f"queue {ring.index}: the descriptor of message {message.request} is no eventfd")
+        return ring, fd
 
     async def _set_vring_kick(self, message: Message) -> None:
         ring, fd = self._vring_fd(message)
@@ -305,14 +329,20 @@ class FrontEnd(FrontEndState):
 
     async def _set_backend_req_fd(self, message: Message) -> None:
         fd = message.one_fd()
-        if self.backend_channel is not None:
-            self.backend_channel.close()
-            self.backend_channel = None
+        self.release_channel()
         try:
-            self.backend_channel = socket.socket(fileno=fd)
+            channel = socket.socket(fileno=fd)
         except OSError as problem:
-            os.close(fd)
+            self.released.append(fd)
             raise ProtocolError(f"the back-end channel is not a socket: {problem}") from problem
+        # One with a name at its other end may be a connection to a LUN, which would be kept open by that.
+        named = channel.family != socket.AF_UNIX
+        with contextlib.suppress(OSError):
+            named = named or bool(channel.getpeername())
+        if named:
+            self.released.append(channel.detach())
+            raise ProtocolError("the back-end channel is not one of a socket pair")
+        self.backend_channel = channel
 
     async def _get_config(self, message: Message) -> bytes:
         if len(message.payload) < spec.CONFIG_HEADER_SIZE:
@@ -351,10 +381,10 @@ class FrontEnd(FrontEndState):
         if not 0 < queues <= QUEUES or not 0 < size <= VIRTQ_MAX_SIZE or total < queues * queue_region_size(size):
             raise ProtocolError(f"an in-flight region of {total} bytes for {queues} queues of {size}")
         fd = message.one_fd()
-        if os.fstat(fd).st_size < offset + total:
-            os.close(fd)
+        if await self._size(fd) < offset + total:
+            self.released.append(fd)
             raise ProtocolError(f"an in-flight region of {total} bytes at {offset} is more than its file has")
         if self.inflight is not None:
-            os.close(self.inflight.fd)
+            self.released.append(self.inflight.fd)
         self.inflight = Shared(fd, total, offset)
         self.inflight_stride = total // queues // spec.INFLIGHT_ALIGNMENT * spec.INFLIGHT_ALIGNMENT

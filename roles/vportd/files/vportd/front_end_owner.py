@@ -3,11 +3,14 @@
 
 from typing import Protocol
 
+from vportd.apart import Apart
 from vportd.front_end_state import Ring
 
 
 class Owner(Protocol):
     """What a front end needs of its LUN."""
+
+    apart: Apart
 
     @property
     def block_size(self) -> int:

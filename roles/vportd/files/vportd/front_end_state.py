@@ -52,7 +52,7 @@ class Shared:
 
 
 def close_fd(fd: int) -> None:
-    """Close a descriptor unless it is -1."""
+    """Close a descriptor of our own, or an eventfd, unless it is -1."""
     if fd >= 0:
         os.close(fd)
 
@@ -66,7 +66,9 @@ def shared_memory(size: int) -> int:
 
 
 class FrontEndState:
-    """Everything that messages of one connection have set; ``close`` lets go of every descriptor of it."""
+    """Everything that messages of one connection have set; ``close`` lets go of every descriptor of it. Those that the
+    front end has sent become ``released``, for whoever may wait for their end; only eventfds are closed here.
+    """
 
     def __init__(self) -> None:
         self.features = 0
@@ -79,6 +81,8 @@ class FrontEndState:
         self.inflight: Shared | None = None
         self.inflight_stride = 0
         self.backend_channel: socket.socket | None = None
+        self.released: list[int] = []
+        self.told_logging = False
 
     @property
     def logging(self) -> bool:
@@ -95,20 +99,21 @@ class FrontEndState:
         return complete and not (self.logging and self.log is None)
 
     def close(self) -> None:
-        """Close every descriptor that came over the connection."""
+        """Let go of every descriptor that came over the connection."""
         for ring in self.rings:
             for fd in (ring.kick, ring.call, ring.err):
                 close_fd(fd)
             ring.kick = ring.call = ring.err = -1
-        for fd in self.memory_fds:
-            os.close(fd)
+        self.released += self.memory_fds
         self.memory_fds, self.memory = [], []
-        for shared in (self.log, self.inflight):
-            if shared is not None:
-                os.close(shared.fd)
+        self.released += [shared.fd for shared in (self.log, self.inflight) if shared is not None]
         self.log = self.inflight = None
+        self.release_channel()
+
+    def release_channel(self) -> None:
+        """Let go of the back-end channel."""
         if self.backend_channel is not None:
-            self.backend_channel.close()
+            self.released.append(self.backend_channel.detach())
             self.backend_channel = None
 
     def add_region(self, region: tuple[int, int, int, int], fd: int) -> None:
@@ -116,7 +121,7 @@ class FrontEndState:
         ProtocolError.
         """
         if len(self.memory) >= spec.MAX_MEM_SLOTS:
-            os.close(fd)
+            self.released.append(fd)
             raise ProtocolError(f"one memory region more than {spec.MAX_MEM_SLOTS}")
         self.memory.append(region)
         self.memory_fds.append(fd)
@@ -127,7 +132,7 @@ class FrontEndState:
         if not at:
             raise ProtocolError(f"there is no memory region of {size} bytes at guest address {gpa:#x} to remove")
         del self.memory[at[0]]
-        os.close(self.memory_fds.pop(at[0]))
+        self.released.append(self.memory_fds.pop(at[0]))
 
     def config_changed(self) -> None:
         """Tell the front end to read the configuration again, where it has asked to be told."""

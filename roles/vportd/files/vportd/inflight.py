@@ -69,5 +69,6 @@ class InflightRegion:
         halves[7] = used
         heads = [head for head in range(self.size) if words[2 + 2 * head] & 0xFF]
         heads.sort(key=lambda head: words[3 + 2 * head])
-        self.counter = words[3 + 2 * heads[-1]] + 1 & (1 << 64) - 1 if heads else 0
+        # What a front end has written there may be at its end: half of the range is left to count on in.
+        self.counter = words[3 + 2 * heads[-1]] + 1 & (1 << 63) - 1 if heads else 0
         return heads

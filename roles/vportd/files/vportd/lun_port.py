@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vportd import journal
+from vportd.apart import Apart
 from vportd.errors import Refused, VportdError
 from vportd.front_end import FrontEnd
 from vportd.front_end_state import Ring
 from vportd.mapping import Lun
-from vportd.pace import CONNECTION, Pace
+from vportd.pace import CONNECTION, DEATH, Pace
 
 
 class Server(Protocol):
@@ -38,6 +39,14 @@ class Server(Protocol):
     async def forget(self, port: "LunPort") -> None: ...
 
 
+def _notify(eventfd: int) -> None:
+    """Count an eventfd up, and close it. It waits when the counter is full and the front end wants that."""
+    try:
+        os.write(eventfd, (1).to_bytes(8, "little"))
+    finally:
+        os.close(eventfd)
+
+
 class LunPort:
     """The socket ``path`` of LUN ``lun`` of a vport, owned by ``owner`` = (uid, gid) with mode 0600."""
 
@@ -48,6 +57,7 @@ class LunPort:
         self.front: FrontEnd | None = None
         self._closing = False
         self._pace = Pace()
+        self.apart = Apart()
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
@@ -125,18 +135,29 @@ class LunPort:
                 self.front = None
                 front.close()
                 raise
-            connection.close()
+            front.connection.shut_down()
             try:
                 for ring in front.rings:
                     if ring.running:
                         await self.vport.stop_ring(self, ring, gone=True)
                 await self.vport.forget(self)
-            except VportdError as problem:
+            except (VportdError, OSError) as problem:
                 journal.error(f"{self.address}: after the front end has gone: {problem}")
             finally:
                 self.front = None
                 front.close()
             self.vport.note("disconnected", lun=self.lun.lun, seconds=time.monotonic() - started)
+            await self.apart.done()
+
+    def worker_died(self) -> None:
+        """What it costs the front end that one has died which served it: another is not to be had without end."""
+        self._pace.charge(DEATH)
+
+    def tell_broken(self, ring: Ring) -> None:
+        """Tell the front end that a ring is broken, where it has asked for that."""
+        if ring.err >= 0:
+            copy = os.dup(ring.err)
+            self.apart.begin(lambda: _notify(copy))
 
     # front_end.Owner
 

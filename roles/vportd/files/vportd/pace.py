@@ -7,6 +7,8 @@ import time
 CREDIT = 2000  # a start or a migration is some hundred messages, and what has been saved up is done at once
 PER_SECOND = 200  # messages for which a front end that asks without pause has its turn
 CONNECTION = 10  # what a new connection costs, in messages
+DEATH = 500  # what the death of a worker costs that served it
+DEBT = 2000  # and no more than this is owed
 
 
 class Pace:
@@ -24,3 +26,7 @@ class Pace:
         self._then = now
         await asyncio.sleep(max(0.0, -self._credit / PER_SECOND))
         return self._credit >= 0
+
+    def charge(self, cost: int) -> None:
+        """Take ``cost`` messages off what has been saved up."""
+        self._credit = max(-float(DEBT), self._credit - cost)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 RETRY = 1.0  # seconds between two tries
 
 # Another try, or another path, would end the same way: what the device does not know, a medium that has lost the data,
-# and a reservation that keeps this host out.
-FINAL = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENODATA, errno.EILSEQ, errno.EBADE}
+# a reservation that keeps this host out, and guest memory that its front end has taken away.
+FINAL = {errno.EFAULT, errno.EOPNOTSUPP, errno.EINVAL, errno.ENODATA, errno.EILSEQ, errno.EBADE}
 
 
 class StorageErrors:

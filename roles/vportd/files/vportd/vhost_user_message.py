@@ -4,10 +4,11 @@ docs/interop/vhost-user.rst).
 """
 
 import asyncio
-import os
+import fcntl
 import select
 import socket
 import struct
+import termios
 from array import array
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ from vportd.errors import ProtocolError
 
 @dataclass(slots=True)
 class Message:
-    """One message; ``fds`` left in it are closed."""
+    """One message; ``fds`` left in it are let go of."""
 
     request: int
     flags: int
@@ -45,6 +46,7 @@ class Connection:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.socket = sock
+        self.unclaimed: list[int] = []  # descriptors of a message that was not taken
         self.pid, self.uid, __ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
 
     @property
@@ -125,8 +127,23 @@ class Connection:
             fds = []
             return message
         finally:
-            for fd in fds:
-                os.close(fd)
+            self.unclaimed += fds
+
+    async def taken(self) -> None:
+        """Wait until the front end has read all its answers, or has closed its end. A descriptor that is on its way
+        counts against all of the engine's.
+        """
+        pause = 0.0
+        while self._unread():
+            await asyncio.sleep(pause)
+            pause = min(0.1, pause * 2 or 0.001)
+
+    def _unread(self) -> int:
+        try:
+            found = fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            return 0
+        return int.from_bytes(found, "little")
 
     def reply(self, request: int, body: bytes, fd: int = -1) -> None:
         """Answer ``request``, with a copy of ``fd`` unless that is -1. Raises ProtocolError."""

@@ -33,6 +33,10 @@ _NEXT = VIRTQ_DESC_F_NEXT
 
 _INDIRECT = VIRTQ_DESC_F_INDIRECT
 
+# Of chains longer than the usual three: no more than about so many descriptors are taken in one go, or are under way. A
+# guest can have all its heads name the same table of 1024, and each would take some hundred KiB of the worker's memory.
+PASS, UNDER_WAY = 8192, 16384
+
 
 def _table(count: int) -> struct.Struct:
     """Return the Struct of ``count`` descriptors in a row."""
@@ -110,7 +114,13 @@ class Virtqueue:
         """
         self.used = self.used16[1]
         heads = self.region.recover(self.used)
-        again = [(head, self.chain(head)) for head in heads]
+        again = []
+        length = 0
+        for head in heads:
+            again.append((head, self.chain(head)))
+            length += len(again[-1][1]) >> 2
+            if length > PASS + UNDER_WAY + MAX_CHAIN + 3 * self.size:
+                raise RingBroken("the requests in flight have more descriptors than were taken")
         if heads or base is None:
             self.last_avail = (self.used + len(heads)) & 0xFFFF
         else:
@@ -143,6 +153,7 @@ class Virtqueue:
         memory = self.memory
         low, high, view = memory.low, memory.high, memory.view
         indirect = self.indirect
+        long = 0
         taken: list[tuple[int, Chain]] = []
         add = taken.append
         try:
@@ -189,6 +200,10 @@ class Virtqueue:
                 words[slot] = 1
                 counter += 1
                 add((head, chain))
+                if len(chain) > 12:
+                    long += len(chain)
+                    if long > 4 * PASS:
+                        break
         except (RingBroken, MemoryFault):
             if not taken:  # those before the bad one are done first; the next call meets it again
                 raise

@@ -323,6 +323,13 @@ class Vport(VportReturn):
         """Bind to a VF and move to ``path``. Returns the report of the switch, None when there was none."""
         if path not in ("vf", "pf"):
             raise RpcError("INVALID", f"path is {path!r}: it must be vf or pf")
+        self.binding.append(vf)
+        try:
+            return await self._bind(vf, path, timeout)
+        finally:
+            self.binding.remove(vf)
+
+    async def _bind(self, vf: str, path: str, timeout: float) -> dict[str, Any] | None:
         async with self._locked(timeout):
             if not self.generation:
                 raise RpcError("BAD_STATE", f"vport {self.name} has no mapping yet: set it before the binding")

@@ -49,7 +49,8 @@ class VportRings(VportHandOver):
                 self._workers["pf"].kill()
             except WorkerDied:
                 return
-        if port.front is not None:
+        if port.front is not None and port.front.logging != port.front.told_logging:
+            port.front.told_logging = port.front.logging
             self.note("logging", lun=port.lun.lun, on=port.front.logging)
 
     async def call_changed(self, port: LunPort, ring: Ring) -> None:

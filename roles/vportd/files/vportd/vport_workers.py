@@ -53,6 +53,7 @@ class VportWorkers(VportRecord):
         self._workers: dict[str, WorkerClient] = {}
         self._packed: tuple[tuple[Lun, ...], list[dict[str, Any]], TemporaryMemory] | None = None
         self._target = "pf"
+        self.binding: list[str] = []  # VFs that it is being bound to
         self._deleted = False
         self._deaths: deque[float] = deque(maxlen=DEATHS)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -112,6 +113,9 @@ class VportWorkers(VportRecord):
         finally:
             for fd in (storage, gate, *faults):
                 os.close(fd)
+        if self._deleted:
+            await client.close()
+            raise RpcError("NOT_FOUND", f"vport {self.name} has been deleted meanwhile")
         self._workers[path] = client
         journal.info(
             f"vport {self.name}: {path.upper()} worker is pid {client.pid}, {device.path} through {started['backend']}"
@@ -282,10 +286,7 @@ class VportWorkers(VportRecord):
             if port is not None and port.front is not None and isinstance(index, int) and 0 <= index < QUEUES:
                 ring = port.front.rings[index]
                 ring.broken = why
-                if ring.err >= 0:
-                    with contextlib.suppress(OSError):
-                        os.set_blocking(ring.err, False)
-                        os.write(ring.err, (1).to_bytes(8, "little"))
+                port.tell_broken(ring)
 
     def _storage_event(self, path: str, code: object) -> None:
         """The storage fails, or is back. On the VF path its worker ends, so that the PF path takes over what failed."""
@@ -313,6 +314,9 @@ class VportWorkers(VportRecord):
             return
         if not client.failed:
             self._deaths.append(time.monotonic())
+            for port, rings in self._running():
+                if rings:
+                    port.worker_died()
         self.note("worker_died", worker=path, how=client.exit_text)
         self._begin(self._replace(path))
 
@@ -404,6 +408,8 @@ class VportWorkers(VportRecord):
                 "TIMEOUT", f"vport {self.name} was busy with something else for {timeout} s: try again", outstanding=[]
             ) from problem
         try:
+            if self._deleted:
+                raise RpcError("NOT_FOUND", f"vport {self.name} has been deleted meanwhile")
             yield
         except (WorkerDied, WorkerRefused, TimeoutError) as problem:
             raise RpcError("STORAGE", f"vport {self.name}: {problem}: look at the record, then try again") from problem

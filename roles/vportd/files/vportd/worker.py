@@ -22,6 +22,7 @@ from vportd.errors import ChannelClosed, VportdError
 from vportd.lease_gate import Watch
 from vportd.storage import FLUSH, Completion, make_storage, read_first_block
 from vportd.storage_errors import StorageErrors
+from vportd.virtqueue import UNDER_WAY
 from vportd.worker_queues import WorkerQueues
 
 TYPE_CHECKING = False
@@ -41,6 +42,15 @@ def _prctl(option: int, value: int) -> None:
         != 0
     ):
         raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _may_be_killed_first() -> None:
+    """Before the engine, when the host is out of memory: what a worker has taken is in the in-flight regions."""
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("0")
+    except OSError:  # it was more before, and less needs a capability
+        return
 
 
 def _clear(eventfd: int) -> None:
@@ -87,6 +97,7 @@ class Worker(WorkerQueues):
             self.storage = FaultyStorage(self.storage, fds[3], message["path"])
             os.close(fds[3])
         self.errors = StorageErrors(message["policy"])
+        _may_be_killed_first()
         if message["uid"] is not None:  # from here on nothing can be imported: that user may have no way to the files
             os.setgroups([])
             os.setresgid(message["gid"], message["gid"], message["gid"])
@@ -171,6 +182,10 @@ class Worker(WorkerQueues):
         for queue in blk.complete(completions, self.errors):
             if queue.broken is not None and queue not in self.told_broken:
                 self._tell_broken(queue)
+            if queue.full and queue.long <= 4 * UNDER_WAY:
+                queue.full = False
+                if queue.again or not queue.held:
+                    self.ready.add(queue)
         if self.errors.error and not failing:
             self.send({"event": "storage", "error": self.errors.error})
 

@@ -22,6 +22,7 @@ _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from vportd.worker impo
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # also when a link to it is set anew
 _CONTROL_FD, _LOCK_FD, _PROOF_FD = 3, 4, 5
 CLOSE_TIMEOUT = 5.0
+LOOK_TIME = 20.0  # seconds after which a worker that is busy with something has to say that it is there
 MESSAGES = 64  # of one worker that are looked at in one go
 PROOFS = [_LOCK_FD, _PROOF_FD]  # what a worker's io_uring keeps open until its I/O is done
 
@@ -111,6 +112,8 @@ class WorkerClient:
                 raise WorkerDied(f"{self.who} has closed its control channel") from problem
             except BlockingIOError as problem:
                 raise TimeoutError(f"{self.who} does not read its control channel") from problem
+            if timeout is None:
+                await self._patiently(future)
             async with asyncio.timeout(timeout):  # wait_for of Python 3.11 can swallow a cancellation
                 answer = await future
         finally:
@@ -118,6 +121,18 @@ class WorkerClient:
         if "error" in answer:
             raise WorkerRefused(f"{self.who}: {answer['error']}")
         return answer
+
+    async def _patiently(self, future: asyncio.Future[Message]) -> None:
+        """Wait for an answer that may take as long as the storage does; a worker that looks at nothing else meanwhile
+        is ended. A front end can bring that about, with an eventfd that waits for it.
+        """
+        while not (await asyncio.wait([future], timeout=LOOK_TIME))[0]:
+            try:
+                await self.call("look", timeout=LOOK_TIME)
+            except TimeoutError:
+                journal.error(f"{self.who} (pid {self.pid}) does not answer any more, and is ended")
+                self.kill()
+                await asyncio.wait([future])
 
     def _readable(self) -> None:
         for __ in range(MESSAGES):  # then others have their turn, and the event loop calls again
