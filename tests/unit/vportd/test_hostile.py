@@ -454,8 +454,10 @@ def test_an_in_flight_counter_at_its_end_is_no_end(engine, make_vport, front_end
     hostile.start_queue(0, 0)
     wait_for(lambda: queue.used_idx() == 1, 10)
     queue.seen = queue.used_idx()
-    for __ in range(3):
-        assert queue.do(IN, 0, length=512)[0] == OK
+    for __ in range(3):  # taken in one go
+        queue.submit(IN, 0, length=512)
+    queue.kick()
+    wait_for(lambda: queue.used_idx() == 4, 10)
     assert engine.workers() == pids
 
 
