@@ -49,8 +49,12 @@ def lingering(seconds):
     return ours, peer
 
 
-@pytest.mark.parametrize("before", [b"", struct.pack("<III", 99, 1, 0)], ids=["received", "never received"])
-def test_a_socket_whose_end_takes_long_keeps_nobody_waiting(before, two):
+@pytest.mark.parametrize(
+    ("before", "count"),
+    [(b"", 1), (struct.pack("<III", 99, 1, 0), 1), (b"", 200)],
+    ids=["received", "never received", "more than there may be"],
+)
+def test_a_socket_whose_end_takes_long_keeps_nobody_waiting(before, count, two):
     hostile, rpc = two
     hostile.negotiate()
     hostile.ask(GET_QUEUE_NUM)
@@ -58,7 +62,7 @@ def test_a_socket_whose_end_takes_long_keeps_nobody_waiting(before, two):
     with peer:
         # The engine is busy with the first ones, so that its copy is the last that is closed.
         hostile.sock.sendall(struct.pack("<III", SET_OWNER, 1, 0) * 500 + before)
-        hostile.send(SET_LOG_FD, b"", [ours.fileno()])
+        hostile.send(SET_LOG_FD, b"", [hostile.sock.fileno()] * (count - 1) + [ours.fileno()])
         ours.close()
         began = time.monotonic()
         while time.monotonic() - began < 1:

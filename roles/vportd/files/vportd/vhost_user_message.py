@@ -15,6 +15,10 @@ from dataclasses import dataclass, field
 from vportd import vhost_user_spec as spec
 from vportd.errors import ProtocolError
 
+# What one message can carry (Linux, include/net/scm.h). There is room for all: the kernel closes those that there is no
+# room for, and we would wait for that.
+SCM_MAX_FD = 253
+
 
 @dataclass(slots=True)
 class Message:
@@ -87,7 +91,7 @@ class Connection:
         while len(data) < size:
             try:
                 part, ancillary, flags, __ = self.socket.recvmsg(
-                    size - len(data), socket.CMSG_SPACE(64 * 4), socket.MSG_CMSG_CLOEXEC
+                    size - len(data), socket.CMSG_SPACE(SCM_MAX_FD * 4), socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 await self._readable()
