@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from testinfra.host import Host
@@ -23,9 +24,14 @@ def killed(host: Host, vf: str, __: str) -> None:
     assert len(host.check_output("sh -c %s %s", script, device).split()) == 1
 
 
-def removed(host: Host, vf: str, __: str) -> None:
-    """As a card that is pulled."""
-    host.check_output("echo 1 >/sys/bus/pci/devices/%s/remove", vf)
+def unbound(host: Host, vf: str, __: str) -> None:
+    """The VF's driver lets go of it: its block device is gone."""
+    host.check_output("echo %s >/sys/bus/pci/drivers/nvme/unbind", vf)
+
+
+def removed(host: Host, __: str, pf: str) -> None:
+    """From the PCI bus, and every other with it: the kernel removes no single VF."""
+    host.check_output("echo 0 >/sys/bus/pci/devices/%s/sriov_numvfs", pf)
 
 
 def pf_reset(host: Host, __: str, pf: str) -> None:
@@ -33,12 +39,15 @@ def pf_reset(host: Host, __: str, pf: str) -> None:
     host.check_output("echo 1 | tee /sys/bus/pci/devices/%s/nvme/nvme*/reset_controller", pf)
 
 
-@pytest.mark.parametrize(
-    "how", [killed, pytest.param(removed, marks=pytest.mark.long), pytest.param(pf_reset, marks=pytest.mark.long)]
-)
+def long(how: Callable[[Host, str, str], None]) -> Any:
+    return pytest.param(how, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("how", [killed, long(unbound), long(removed), long(pf_reset)])
 def test_the_pf_takes_over(lab: Lab, written: Load, how: Callable[[Host, str, str], None]) -> None:
     place = lab.settled(VM)
-    host, vf, adapter = lab.host(place), lab.vports(place)[VM]["vf"], lab.rpc(place, "adapter_list")[0]
+    before = lab.vports(place)
+    host, vf, adapter = lab.host(place), before[VM]["vf"], lab.rpc(place, "adapter_list")[0]
 
     def writes() -> int:
         return sum(lun["counters"]["writes"] for lun in lab.vports(place)[VM]["luns"])
@@ -47,20 +56,17 @@ def test_the_pf_takes_over(lab: Lab, written: Load, how: Callable[[Host, str, st
         how(host, vf, adapter["adapter"])
         wait_until("PF path", lambda: lab.vports(place)[VM]["path"] == "pf", 120)
         assert lab.vports(place)[VM]["degraded"]
-        before = writes()
-        wait_until("write over the PF", lambda: writes() > before + 10, 60)
-        if how is removed:
+        done = writes()
+        wait_until("write over the PF", lambda: writes() > done + 10, 60)
+        if how is unbound:
             play("recover", vm=VM)
             assert lab.settled(VM) == place
             assert lab.vports(place)[VM]["vf"] != vf
     finally:
-        bound = [name for name, record in lab.vports(place).items() if how is removed and record["vf"]]
-        for vport in bound:  # the kernel makes a VF anew only when it has removed all of them
-            lab.rpc(place, "vport_unbind", vport=vport)
-        if how is removed:
-            host.check_output("echo 0 >/sys/bus/pci/devices/%s/sriov_numvfs", adapter["adapter"])
+        if how is unbound:
+            host.check_output("echo %s >/sys/bus/pci/drivers/nvme/bind", vf)
         host.check_output("systemctl restart iovlab-adapter.service")
-    for vm in {VM, *bound}:
+    for vm in before:
         play("recover", vm=vm)
         assert lab.settled(vm) == place
 
