@@ -47,3 +47,31 @@ def test_killed_in_the_phase(lab: Lab, phase: str, written: Load) -> None:
         assert place == source
     if phase == "switch to a VF":
         assert "nothing is left of a migration" in play("recover", vm=VM)
+
+
+@pytest.mark.long
+def test_recover_is_killed_too(lab: Lab, written: Load) -> None:
+    source = lab.place(VM)
+    run = Run("migrate", vm=VM, to=other(source))
+    run.wait_for("Phase: switch to a VF")
+    run.kill()
+    for task in ("Unbind the vport", "Delete the vport"):
+        again = Run("recover", vm=VM)
+        again.wait_for(f"TASK [iovlab.storage.migration : {task}]")
+        again.kill()
+    assert "the report is" in play("recover", vm=VM)
+    assert lab.settled(VM) == other(source)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", ["Wait until it is off", "Start the VM on the destination"])
+def test_killed_while_it_is_shut_down_to_move(lab: Lab, task: str) -> None:
+    """It is in its two halves nowhere: `recover` starts it in one place."""
+    source = lab.place(VM)
+    run = Run("migrate", vm=VM, to=other(source), migration_mode="offline")
+    run.wait_for(f"TASK [iovlab.storage.migration : {task}]")
+    run.kill()
+    wait_until("end of it on the source", lambda: lab.domains(source)[VM] == "shut off", 120)
+    play("recover", vm=VM)
+    place = lab.settled(VM)
+    assert place == source or task == "Start the VM on the destination"  # where it may have been started all the same

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.driver import Lab, Run, begin, other, play, refused
+from tests.lab.driver import Lab, Run, begin, other, play, refused, wait_until
 from tests.lab.load import Load
 
 VM = "tenant1"
@@ -59,6 +59,13 @@ def test_a_hypervisor_is_emptied_booted_and_filled_again(lab: Lab) -> None:
     plan = play("evacuate", "--check", host=host)
     assert all(f"{vm} -> hv1" in plan for vm in here)
     assert [vm for vm in here if lab.place(vm) == host] == here
+    run = Run("evacuate", host=host)
+    run.wait_for("Phase: live migration")
+    wait_until("migration under way", lambda: any(lab.job(vm, host) for vm in here), 120)
+    run.kill()
+    wait_until("end of the migrations", lambda: not any(lab.job(vm, host) for vm in here), 300)
+    for vm in here:
+        play("recover", vm=vm)
     play("evacuate", host=host)
     assert lab.domains(host) == {}
     lab.reboot(host)
