@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a front end sends as descriptors may wait when it is closed, asked or written to: it waits alone."""
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -9,6 +10,7 @@ import struct
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,10 +18,14 @@ from tests.unit.vportd import confined
 from tests.unit.vportd.engine_process import PACKAGES, VF0, Refusal
 from tests.unit.vportd.frontend import IN, OK, FrontEnd
 from tests.unit.vportd.test_paths import wait_for
+from tests.unit.vportd.test_properties import Owner
+from vportd import apart, vhost_user_message
+from vportd.errors import ProtocolError
+from vportd.front_end import FrontEnd as Protocol
 
 MIB = 1 << 20
 SET_OWNER, SET_LOG_FD, SET_VRING_ERR = 3, 7, 14
-GET_QUEUE_NUM, SET_BACKEND_REQ_FD, GET_INFLIGHT_FD = 17, 21, 31
+GET_QUEUE_NUM, SET_BACKEND_REQ_FD, GET_INFLIGHT_FD, SET_INFLIGHT_FD = 17, 21, 31, 32
 FULL = (1 << 64) - 2  # an eventfd's counter can become no larger, so the next one who writes waits
 
 
@@ -143,6 +149,104 @@ def test_a_front_end_cannot_have_its_own_connection_held_open(two, front_end, en
     assert hostile.is_closed(5)
     hostile.disconnect()
     assert front_end(engine.socket()).start().do(IN, 0, length=512)[0] == OK
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "flags"),
+    [
+        (socket.SOCK_STREAM, b"x", 0),
+        (socket.SOCK_STREAM, b"x", socket.MSG_OOB),
+        (socket.SOCK_DGRAM, b"", 0),
+        (socket.SOCK_SEQPACKET, b"", 0),
+    ],
+    ids=["stream", "out of band", "datagram", "packet"],
+)
+def test_nor_in_a_message_that_lies_in_the_channel(kind, data, flags, two, front_end, engine):
+    hostile, __ = two
+    hostile.start()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    with ours, theirs:
+        socket.send_fds(ours, [data], [hostile.sock.fileno()], flags)
+        hostile.send(SET_BACKEND_REQ_FD, b"", [theirs.fileno()])
+    hostile.disconnect()
+    assert front_end(engine.socket()).start().do(IN, 0, length=512)[0] == OK
+
+
+def test_nor_in_one_that_comes_into_the_channel_later(two, front_end, engine):
+    hostile, __ = two
+    hostile.start()
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            assert hostile.acknowledged(SET_BACKEND_REQ_FD, b"", [theirs.fileno()]) == 0
+        with pytest.raises(BrokenPipeError):
+            socket.send_fds(ours, [b"x"], [hostile.sock.fileno()])
+    hostile.disconnect()
+    assert front_end(engine.socket()).start().do(IN, 0, length=512)[0] == OK
+
+
+def run(*steps):
+    """Await what each of ``steps`` returns, in one loop."""
+
+    async def all_of_them():
+        return [await step() for step in steps]
+
+    return asyncio.run(all_of_them())
+
+
+def test_what_waits_without_end_is_left_behind(monkeypatch):
+    monkeypatch.setattr(apart, "PATIENCE", 0.1)
+    thread = apart.Apart()
+    reader, writer = os.pipe()
+    thread.begin(lambda: os.read(reader, 1))
+    with pytest.raises(TimeoutError):
+        run(thread.done)
+    assert run(lambda: thread.do(lambda: 7), thread.done) == [7, None]
+    os.close(writer)
+    os.close(reader)
+
+
+def test_a_thread_that_is_not_to_be_had_is_had_later(monkeypatch):
+    def none(__):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(apart, "PATIENCE", 0.1)
+    thread = apart.Apart()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none)
+        thread.begin(lambda: None)
+    assert run(lambda: thread.do(lambda: 7)) == [7]
+
+
+@pytest.mark.parametrize("problem", [OSError(5, "what FUSE says"), TimeoutError("too long")])
+def test_a_file_that_cannot_be_asked_is_let_go_of(problem, monkeypatch, tmp_path):
+    async def fail(self, call):
+        raise problem
+
+    monkeypatch.setattr(apart.Apart, "do", fail)
+    ours, theirs = socket.socketpair()
+    front = Protocol(theirs, Owner())
+    file = (tmp_path / "inflight").open("w+b")
+    with ours, file:
+        message = struct.pack("<QQHHI", 4096, 0, 1, 128, 0)
+        socket.send_fds(ours, [struct.pack("<III", SET_INFLIGHT_FD, 1, len(message)) + message], [file.fileno()])
+        with pytest.raises(OSError, match=problem.args[-1]):
+            run(front.serve)
+        front.close()
+    path = str(tmp_path / "inflight")
+    links = Path("/proc/self/fd")
+    wait_for(lambda: not any(os.path.realpath(link) == path for link in links.iterdir()))
+
+
+def test_answers_are_not_waited_for_without_end(monkeypatch):
+    monkeypatch.setattr(vhost_user_message, "UNREAD", 0.1)
+    ours, theirs = socket.socketpair()
+    front = Protocol(theirs, Owner())
+    with ours:
+        ours.sendall(struct.pack("<III", GET_INFLIGHT_FD, 1, 24) + struct.pack("<QQHHI", 0, 0, 1, 128, 0))
+        with pytest.raises(ProtocolError, match="does not read its answers"):
+            run(front.serve)
+        front.close()
 
 
 def test_a_vport_that_is_being_bound_keeps_no_other_waiting(make_engine, make_vport, front_end):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.slow_file import NoFuse, SlowFile, loop_device
 from tests.unit.vportd.engine_process import VF0, Refusal
-from tests.unit.vportd.frontend import FLUSH, IN, IOERR, OK, OUT
+from tests.unit.vportd.frontend import FLUSH, HIGH_GPA, IN, IOERR, OK, OUT
 from tests.unit.vportd.test_paths import Stream, wait_for
 
 MIB = 1 << 20
@@ -117,6 +117,27 @@ def test_without_its_device_an_adapter_is_listed_with_the_reason(make):
     (adapter,) = engine.rpc().adapter_list()
     assert (adapter["device"], adapter["size"]) == (None, 0)
     assert "has no block device" in adapter["error"]
+
+
+def test_a_front_end_that_goes_while_much_waits_for_the_storage_leaves_room_for_the_next(
+    make, faults, make_vport, front_end
+):
+    """More than is begun at a time: some is held, some was taken and not begun."""
+    engine = make(error_policy="wait", backend="threads")
+    rpc = make_vport(engine)
+    faults.set("pf", errno.EIO)
+    front = front_end(engine.socket())
+    queue = front.start()
+    while queue.free:
+        queue.submit(IN, buffers=[(HIGH_GPA + MIB, 512)] * 500)
+    queue.kick()
+    wait_for(lambda: rpc.vport_get(vport="vp0")["waiting"] > 20)
+    front.disconnect()
+    front = front_end(engine.socket())
+    queue = front.start()
+    assert rpc.vport_get(vport="vp0")["outstanding"] == 0
+    faults.set("pf", 0)
+    assert queue.do(IN, length=512)[0] == OK
 
 
 @pytest.mark.parametrize("code", [errno.ENODATA, errno.EINVAL, errno.EILSEQ])

@@ -261,6 +261,12 @@ def _finish(request: Request, now: float, batches: "Batches") -> None:
     batch[1].append(request.dirty)
 
 
+def leave(request: Request) -> None:
+    """Forget a request that has failed: it is begun anew, or left to another worker."""
+    request.queue.long -= request.long
+    del request.queue.outstanding[request.head]
+
+
 def again(queue: Queue, requests: list[Request]) -> None:
     """Begin requests anew that the storage has failed; their time goes on."""
     try:
@@ -269,8 +275,7 @@ def again(queue: Queue, requests: list[Request]) -> None:
         chains = []
         queue.broken = str(problem)
     for request in requests:
-        del queue.outstanding[request.head]
-        queue.long -= request.long
+        leave(request)
     if queue.broken is not None:
         return
     queue.again += chains

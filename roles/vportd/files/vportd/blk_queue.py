@@ -43,7 +43,8 @@ class Queue:
     taken. ``again`` = what an earlier worker took and did not give back. ``held`` = do that, but take nothing new.
     ``patience`` = seconds to look into the empty ring, ``alone`` = no other queue of this worker had something too.
     ``taken`` = when the requests that are being started were taken. ``hurry``: not 0 when a command waits. ``long`` =
-    sum over the outstanding requests; ``full`` = nothing is begun because that is too much.
+    sum over the outstanding requests; ``full`` = nothing is begun because that is too much. ``left`` = nobody waits for
+    what the storage fails.
     """
 
     __slots__ = (
@@ -65,6 +66,7 @@ class Queue:
         "hurry",
         "long",
         "full",
+        "left",
     )
 
     def __init__(
@@ -89,6 +91,7 @@ class Queue:
         self.hurry: memoryview | bytes = b"\0"
         self.long = 0
         self.full = False
+        self.left = False
 
     def signal(self) -> None:
         """Notify the driver."""

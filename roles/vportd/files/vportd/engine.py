@@ -290,11 +290,9 @@ class Engine:
                 f"{port.address}",
                 **peer,
             )
-        if vport.vf is not None:
+        for vf in filter(None, (vport.vf, *vport.binding)):
             raise RpcError(
-                "IN_USE",
-                f"{what} is in use: vport {vport.name} is bound to VF {vport.vf}: unbind it first",
-                vf=vport.vf,
+                "IN_USE", f"{what} is in use: vport {vport.name} is bound to VF {vf}: unbind it first", vf=vf
             )
 
     async def vport_bind(self, vport: str, vf: str, path: str = "vf", timeout: float = 10.0) -> dict[str, Any]:

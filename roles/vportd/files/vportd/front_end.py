@@ -88,9 +88,10 @@ class FrontEnd(FrontEndState):
                 await self._handle(message)
             finally:
                 self.released += message.fds
-                if self.released:
-                    self._let_go()
-                    await self.owner.apart.done()
+                waiting = bool(self.released)
+                self._let_go()
+            if waiting:
+                await self.owner.apart.done()
 
     async def _handle(self, message: Message) -> None:
         handler = self._handlers.get(message.request)
@@ -227,8 +228,8 @@ class FrontEnd(FrontEndState):
     async def _set_log_base(self, message: Message) -> bytes | None:
         size, offset = message.unpack(spec.LOG)
         self.owner.refuse_log()
-        fd = message.one_fd()
-        if size == 0 or size + offset > await self._size(fd):
+        fd, length = await self._file(message)
+        if size == 0 or size + offset > length:
             self.released.append(fd)
             raise ProtocolError(f"a dirty log of {size} bytes at offset {offset} is more than its file has")
         if self.log is not None:
@@ -241,10 +242,12 @@ class FrontEnd(FrontEndState):
     async def _set_log_fd(self, message: Message) -> None:
         self.released.append(message.one_fd())  # for "the log was written"; QEMU does not wait on it
 
-    async def _size(self, fd: int) -> int:
-        """The bytes of a file of the front end."""
+    async def _file(self, message: Message) -> tuple[int, int]:
+        """Take the only descriptor, and the bytes that its file has."""
+        fd = message.one_fd()
+        message.fds.append(fd)  # until it is known
         found: os.stat_result = await self.owner.apart.do(lambda: os.fstat(fd))
-        return found.st_size
+        return message.one_fd(), found.st_size
 
     async def _set_vring_num(self, message: Message) -> None:
         index, size = message.unpack(spec.VRING_STATE)
@@ -301,8 +304,12 @@ class FrontEnd(FrontEndState):
         ring, fd = self._vring_fd(message)
         if fd < 0:
             raise ProtocolError(f"queue {ring.index}: no kick descriptor, and a ring is not polled for requests")
-        if ring.running:
-            await self.owner.stop_ring(ring)
+        try:
+            if ring.running:
+                await self.owner.stop_ring(ring)
+        except BaseException:
+            close_fd(fd)
+            raise
         close_fd(ring.kick)
         ring.kick = fd
         await self._sync(ring)
@@ -336,12 +343,20 @@ class FrontEnd(FrontEndState):
             self.released.append(fd)
             raise ProtocolError(f"the back-end channel is not a socket: {problem}") from problem
         # One with a name at its other end may be a connection to a LUN, which would be kept open by that.
-        named = channel.family != socket.AF_UNIX
+        # So may one that lies unread in a message on this channel: nobody reads it, so there is to be none, ever.
+        pair = channel.family == socket.AF_UNIX and channel.type == socket.SOCK_STREAM
         with contextlib.suppress(OSError):
-            named = named or bool(channel.getpeername())
-        if named:
+            pair = pair and not channel.getpeername()
+        try:
+            if pair:
+                channel.shutdown(socket.SHUT_RD)
+                channel.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+                pair = not channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except OSError:
+            pair = False
+        if not pair:
             self.released.append(channel.detach())
-            raise ProtocolError("the back-end channel is not one of a socket pair")
+            raise ProtocolError("the back-end channel is not one of a socket pair, with nothing in it")
         self.backend_channel = channel
 
     async def _get_config(self, message: Message) -> bytes:
@@ -380,8 +395,8 @@ class FrontEnd(FrontEndState):
             raise ProtocolError("another in-flight region while rings are running")
         if not 0 < queues <= QUEUES or not 0 < size <= VIRTQ_MAX_SIZE or total < queues * queue_region_size(size):
             raise ProtocolError(f"an in-flight region of {total} bytes for {queues} queues of {size}")
-        fd = message.one_fd()
-        if await self._size(fd) < offset + total:
+        fd, length = await self._file(message)
+        if length < offset + total:
             self.released.append(fd)
             raise ProtocolError(f"an in-flight region of {total} bytes at {offset} is more than its file has")
         if self.inflight is not None:

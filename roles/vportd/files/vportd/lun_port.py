@@ -147,7 +147,8 @@ class LunPort:
                 self.front = None
                 front.close()
             self.vport.note("disconnected", lun=self.lun.lun, seconds=time.monotonic() - started)
-            await self.apart.done()
+            with contextlib.suppress(TimeoutError):
+                await self.apart.done()
 
     def worker_died(self) -> None:
         """What it costs the front end that one has died which served it: another is not to be had without end."""
@@ -156,8 +157,9 @@ class LunPort:
     def tell_broken(self, ring: Ring) -> None:
         """Tell the front end that a ring is broken, where it has asked for that."""
         if ring.err >= 0:
-            copy = os.dup(ring.err)
-            self.apart.begin(lambda: _notify(copy))
+            with contextlib.suppress(OSError):
+                copy = os.dup(ring.err)
+                self.apart.begin(lambda: _notify(copy))
 
     # front_end.Owner
 

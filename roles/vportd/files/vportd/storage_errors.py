@@ -44,6 +44,9 @@ class StorageErrors:
         """Hold those of ``failed`` that are not to be given back; return the others."""
         given = []
         for request in failed:
+            if request.queue.left:
+                blk.leave(request)
+                continue
             code = -request.failed or errno.EIO  # a transfer that stayed short
             if self.policy == "report" or code in FINAL:
                 given.append(request)
@@ -85,9 +88,13 @@ class StorageErrors:
         return True
 
     def forget(self, queue: Queue) -> None:
-        """Let go of what is held of a queue. It stays noted in the in-flight region."""
+        """Let go of what is held of a queue, of what fails from now on, and of what was not begun. It stays noted in
+        the in-flight region.
+        """
+        queue.left = True
+        queue.again = []
         held = [request for request in self._held if request.queue is queue]
         for request in held:
-            queue.outstanding.pop(request.head, None)
+            blk.leave(request)
         self._held = [request for request in self._held if request.queue is not queue]
         self._count(held)

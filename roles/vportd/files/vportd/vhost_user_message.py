@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 import termios
+import time
 from array import array
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ from vportd.errors import ProtocolError
 # What one message can carry (Linux, include/net/scm.h). There is room for all: the kernel closes those that there is no
 # room for, and we would wait for that.
 SCM_MAX_FD = 253
+
+UNREAD = 60.0
 
 
 @dataclass(slots=True)
@@ -135,10 +138,14 @@ class Connection:
 
     async def taken(self) -> None:
         """Wait until the front end has read all its answers, or has closed its end. A descriptor that is on its way
-        counts against all of the engine's.
+        counts against all of the engine's. Raises ProtocolError when it reads nothing for ``UNREAD`` seconds: it may
+        have sent its own end to itself, which then lives as long as ours.
         """
         pause = 0.0
+        end = time.monotonic() + UNREAD
         while self._unread():
+            if time.monotonic() > end:
+                raise ProtocolError("the front end does not read its answers")
             await asyncio.sleep(pause)
             pause = min(0.1, pause * 2 or 0.001)
 

@@ -191,9 +191,7 @@ class Worker(WorkerQueues):
 
     def _try_again(self) -> None:
         """Begin again what the storage has failed, when it is time for it; say when there is nothing of that left."""
-        for queue in self.errors.try_again():
-            if queue.broken is not None and queue not in self.told_broken:
-                self._tell_broken(queue)
+        self.ready.update(self.errors.try_again())
         if self.errors.is_back():
             self.send({"event": "storage", "error": 0})
 

@@ -281,7 +281,7 @@ class WorkerQueues:
         """Set what becomes of a request whose I/O failed; what is held is tried again at once."""
         self.errors.policy = message["policy"]
         if not self.gate.closed():
-            self.errors.try_again(now=True)
+            self.ready.update(self.errors.try_again(now=True))
         return {}
 
     def do_outstanding(self, message: "Message", fds: list[int]) -> "Message":
