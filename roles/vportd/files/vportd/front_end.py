@@ -6,7 +6,6 @@ A message that breaks the protocol ends its own connection and nothing else. Des
 were not taken are closed with it.
 """
 
-import contextlib
 import os
 import socket
 import struct
@@ -23,6 +22,32 @@ from vportd.vhost_user_message import Connection, Message
 from vportd.virtio_spec import VIRTIO_BLK_F_RO, VIRTQ_MAX_SIZE
 
 INFLIGHT_ROOM = 1024  # entries of a queue that its in-flight region has room for, whatever the front end announces
+
+
+def end_of_pair(fd: int) -> bool:
+    """True for a socket of a pair, whose other end cannot send into it from now on, and which has been emptied. Closes
+    the descriptor. May wait for as long as any of its owners likes.
+
+    A named one may be a connection to a LUN, and would be kept open by being kept; so would one that lies in a message
+    which nobody reads.
+    """
+    try:
+        channel = socket.socket(fileno=fd)
+    except OSError:  # no socket
+        os.close(fd)
+        return False
+    with channel:
+        try:
+            if channel.family != socket.AF_UNIX or channel.type != socket.SOCK_STREAM or channel.getpeername():
+                return False
+            channel.shutdown(socket.SHUT_RD)
+            while channel.recv(65536, socket.MSG_DONTWAIT):
+                pass
+        except BlockingIOError:
+            return True
+        except OSError:  # it has no other end
+            return False
+        return True
 
 
 class FrontEnd(FrontEndState):
@@ -336,28 +361,12 @@ class FrontEnd(FrontEndState):
 
     async def _set_backend_req_fd(self, message: Message) -> None:
         fd = message.one_fd()
+        message.fds.append(fd)  # until it is known
+        copy = os.dup(fd)  # a call that is left behind has a descriptor of its own
+        if not await self.owner.apart.do(lambda: end_of_pair(copy)):
+            raise ProtocolError("the back-end channel is not one of a socket pair")
         self.release_channel()
-        try:
-            channel = socket.socket(fileno=fd)
-        except OSError as problem:
-            self.released.append(fd)
-            raise ProtocolError(f"the back-end channel is not a socket: {problem}") from problem
-        # One with a name at its other end may be a connection to a LUN, which would be kept open by that.
-        # So may one that lies unread in a message on this channel: nobody reads it, so there is to be none, ever.
-        pair = channel.family == socket.AF_UNIX and channel.type == socket.SOCK_STREAM
-        with contextlib.suppress(OSError):
-            pair = pair and not channel.getpeername()
-        try:
-            if pair:
-                channel.shutdown(socket.SHUT_RD)
-                channel.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-                pair = not channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except OSError:
-            pair = False
-        if not pair:
-            self.released.append(channel.detach())
-            raise ProtocolError("the back-end channel is not one of a socket pair, with nothing in it")
-        self.backend_channel = channel
+        self.backend_channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, message.one_fd())
 
     async def _get_config(self, message: Message) -> bytes:
         if len(message.payload) < spec.CONFIG_HEADER_SIZE:

@@ -182,7 +182,7 @@ class Worker(WorkerQueues):
         for queue in blk.complete(completions, self.errors):
             if queue.broken is not None and queue not in self.told_broken:
                 self._tell_broken(queue)
-            if queue.full and queue.long <= 4 * UNDER_WAY:
+            if queue.full and not queue.left and queue.long <= 4 * UNDER_WAY:
                 queue.full = False
                 if queue.again or not queue.held:
                     self.ready.add(queue)
