@@ -51,7 +51,10 @@ if pid is None:
     given = {"input-data": base64.b64encode(wish["stdin"].encode()).decode()} if wish["stdin"] else {}
     pid = agent("guest-exec", path=wish["argv"][0], arg=wish["argv"][1:], **{"capture-output": True}, **given)["pid"]
 status = {}
+deadline = time.monotonic() + 600
 while wish["wait"] and not (status := agent("guest-exec-status", pid=pid))["exited"]:
+    if time.monotonic() > deadline:
+        sys.exit(f"process {pid} in {wish['vm']} has not ended in 600 s")
     time.sleep(0.1)
 kinds = ("out-data", "err-data") if status.get("exitcode") else ("out-data",)  # what one that fails complains of
 said = "".join(base64.b64decode(status.get(kind, "")).decode() for kind in kinds)

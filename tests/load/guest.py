@@ -258,6 +258,7 @@ class Load:
         self._disks, self._depth, self._reads, self._pause = disks, depth, reads, pause
         self._lock = threading.Lock()
         self.stop = threading.Event()
+        self._ended = False
         self.tally = Tally()
         self.errors: list[str] = []
         self.error_count = 0
@@ -266,6 +267,10 @@ class Load:
         self.worst = self.longest_gap = 0.0
         self.worst_by_second: dict[int, float] = {}  # second since 1970 in which they ended -> seconds of the slowest
         self._completed_at = 0.0
+
+    def end(self) -> None:
+        """As ``stop``, for a signal handler: what it interrupts may hold any of the locks, that of ``stop`` too."""
+        self._ended = True
 
     def run(self) -> list[str]:
         """Fill each area, then go on until ``stop``. Return the names of requests that never came back."""
@@ -279,8 +284,9 @@ class Load:
         self._completed_at = time.monotonic()
         for thread in threads:
             thread.start()
-        while any(thread.is_alive() for thread in threads) and not self.stop.wait(0.2):
-            pass
+        while any(thread.is_alive() for thread in threads) and not (self._ended or self.stop.is_set()):
+            time.sleep(0.2)
+        self.stop.set()
         deadline = time.monotonic() + _STUCK
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -410,7 +416,7 @@ def _run(options: argparse.Namespace) -> int:
             os.unlink(path)  # of a run before
     load = Load(disks, options.depth, options.reads, options.pause, lambda: open(filled, "w").close())
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: load.stop.set())
+        signal.signal(number, lambda _number, _frame: load.end())
     if options.seconds:
         timer = threading.Timer(options.seconds, load.stop.set)
         timer.daemon = True

@@ -202,6 +202,17 @@ def test_the_load_ends_on_sigterm_and_keeps_its_ledger(disks: Disks) -> None:
     assert disks.check() == {"ok": True, "checked": 64 + 256, "errors": [], "counts": {}, "defects": []}
 
 
+def test_a_signal_may_interrupt_who_holds_a_lock(disks: Disks) -> None:
+    disk = guest.Disk(str(disks.directory), Area(RUN, "tenant1:1", 0, 64), buffered=True)
+    load = guest.Load([disk], depth=2, reads=50, pause=0)
+    handler = threading.Thread(target=load.end, daemon=True)
+    with load.stop._cond, load._lock:
+        handler.start()
+        handler.join(10)
+        assert not handler.is_alive()
+    assert load.run() == []
+
+
 def test_the_load_finds_a_defect_while_it_runs(disks: Disks) -> None:
     disk = guest.Disk(str(disks.directory), Area(RUN, "tenant1:1", 0, 64), buffered=True)
     load = guest.Load([disk], depth=2, reads=50, pause=0)
